@@ -1,0 +1,1 @@
+"""What both pipelines stand on: settings, database routing, the data contract, migrations."""

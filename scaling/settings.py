@@ -1,0 +1,176 @@
+"""Every setting of the pipelines, read from the environment once and checked before anything starts.
+
+Belongs here: one frozen model per concern, its environment variables, defaults and bounds.
+Does not: connections or clients built from the settings.
+"""
+
+import re
+from typing import Annotated, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cryptography.fernet import Fernet
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from scaling.errors import UserError
+
+MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+TABLE = re.compile(r"[^.\s]+\.[^.\s]+")
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class DatabaseSettings(BaseSettings):
+    """Where the SaaS database is."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    database_url: SecretStr = Field(
+        description="Postgres of the SaaS, direct or session mode (port 5432, never Supavisor's 6543): "
+        "postgresql://pipeline:…@host:5432/postgres"
+    )
+    database_pool_size: int = Field(default=16, ge=1, le=200, description="Connections one process keeps at most.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be a postgresql:// URL")
+        return value
+
+
+class AutomationSettings(BaseSettings):
+    """Whether schedules and sensors run without being switched on in the UI."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    pipeline_autostart: bool = Field(
+        default=False, description="true: schedules and sensors are on from the first start."
+    )
+
+
+class SyncSettings(BaseSettings):
+    """Google Calendar to Postgres."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    google_client_id: str = Field(min_length=1, description="OAuth client the tenants granted access to.")
+    google_client_secret: SecretStr = Field(description="Its secret.")
+    grant_encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        description="Fernet keys of the refresh tokens at rest, comma separated, newest first."
+    )
+    google_api_endpoint: str = Field(
+        default="https://www.googleapis.com", description="Root of the Calendar API; other only in the devstack."
+    )
+    google_token_url: str = Field(
+        default="https://oauth2.googleapis.com/token", description="OAuth token endpoint; other only in the devstack."
+    )
+    sync_cron: str = Field(default="*/2 * * * *", description="When a sync tick starts (cron, UTC).")
+    sync_runs_per_tick: int = Field(default=1, ge=1, le=64, description="Dagster runs that share one tick's work.")
+    sync_parallelism: int = Field(default=8, ge=1, le=64, description="Calendars one run works on at a time.")
+    sync_time_budget_seconds: float = Field(
+        default=100.0, gt=0, le=3600, description="A run claims no new calendar after this long."
+    )
+    sync_poll_interval_seconds: float = Field(
+        default=120.0, ge=0, description="A calendar is due this long after its last sync; jittered by 25 %."
+    )
+    sync_calendar_list_interval_seconds: float = Field(
+        default=3600.0, ge=0, description="How often a connection's full list of calendars is read."
+    )
+
+    @field_validator("grant_encryption_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @field_validator("grant_encryption_keys")
+    @classmethod
+    def _are_fernet_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not value:
+            raise ValueError("needs at least one key; make one with: python -m sync_pipeline.grants new-key")
+        for position, key in enumerate(value, start=1):
+            try:
+                Fernet(key.get_secret_value())
+            except ValueError:
+                raise ValueError(
+                    f"key {position} is not a Fernet key (32 url-safe base64 bytes); "
+                    "make one with: python -m sync_pipeline.grants new-key"
+                ) from None
+        return value
+
+    @field_validator("google_api_endpoint", "google_token_url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("must be https (plain http only on this machine)")
+        return value.rstrip("/")
+
+
+class ArchiveSettings(BaseSettings):
+    """Audit logs to Parquet on S3."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    archive_bucket: str = Field(min_length=3, description="S3 bucket of the archive.")
+    archive_prefix: str = Field(
+        default="audit_logs", pattern=r"^[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*$", description="Key prefix of the data."
+    )
+    archive_table: str = Field(default="public.audit_logs", description="schema.table that is archived.")
+    archive_time_zone: str = Field(default="UTC", description="Zone whose calendar months are archived.")
+    archive_first_month: str = Field(default="2024-01", description="First month that exists, YYYY-MM.")
+    archive_grace_seconds: float = Field(
+        default=3600.0, ge=0, description="A month is closed this long after its end, by the database's clock."
+    )
+    aws_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    aws_endpoint_url_s3: str | None = Field(default=None, description="Other S3 server; only in the devstack.")
+
+    @field_validator("archive_first_month")
+    @classmethod
+    def _is_month(cls, value: str) -> str:
+        if not MONTH.fullmatch(value):
+            raise ValueError("must be a month as YYYY-MM, for example 2024-01")
+        return value
+
+    @field_validator("archive_table")
+    @classmethod
+    def _is_table(cls, value: str) -> str:
+        if not TABLE.fullmatch(value):
+            raise ValueError("must be schema.table, for example public.audit_logs")
+        return value
+
+    @field_validator("archive_time_zone")
+    @classmethod
+    def _is_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError("must be an IANA time zone, for example UTC or Asia/Tokyo") from None
+        return value
+
+
+def load(model: type[S]) -> S:
+    """Read one group of settings from the environment.
+
+    Args:
+        model: the settings class.
+
+    Returns:
+        The checked, frozen settings.
+
+    Raises:
+        UserError: one sentence that names each missing or wrong variable, never its value.
+    """
+    try:
+        return model()
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_input=False, include_url=False):
+            name = str(problem["loc"][0]).upper()
+            if problem["type"] == "missing":
+                described = model.model_fields[name.lower()].description
+                problems.append(f"{name} is not set ({described})")
+            else:
+                problems.append(f"{name} {problem['msg'].removeprefix('Value error, ')}")
+        raise UserError("; ".join(problems)) from None
