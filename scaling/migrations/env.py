@@ -4,12 +4,14 @@ from alembic import context
 from sqlalchemy import create_engine, pool, text
 
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS scaling"  # holds Alembic's version table, so it comes first
-VERSIONS = {"version_table": "alembic_version", "version_table_schema": "scaling"}
+VERSIONS_SCHEMA = "scaling"
 
 url = context.config.attributes["url"]
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", output_buffer=context.config.output_buffer, **VERSIONS)
+    context.configure(
+        dialect_name="postgresql", output_buffer=context.config.output_buffer, version_table_schema=VERSIONS_SCHEMA
+    )
     with context.begin_transaction():
         context.execute(CREATE_SCHEMA)
         context.run_migrations()
@@ -19,5 +21,5 @@ else:
         # Two starting processes may migrate at once; the second waits here and then finds nothing to do.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('scaling.migrate'))"))
         connection.execute(text(CREATE_SCHEMA))
-        context.configure(connection=connection, **VERSIONS)
+        context.configure(connection=connection, version_table_schema=VERSIONS_SCHEMA)
         context.run_migrations()

@@ -1,0 +1,67 @@
+# Needs Python >= 3.11, make and git. Everything else is installed into .venv; data and logs live under var/.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help
+help:  ## what can be typed here
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12"; exit 2; }
+	@echo "Installing into .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[devstack,test,lint]'
+	@touch $@
+
+.PHONY: install
+install: $(INSTALLED)  ## .venv with every dependency, at the versions of constraints.txt
+
+.PHONY: lock
+lock:  ## new constraints.txt: the newest versions that pyproject.toml admits
+	@rm -rf var/lock && $(PYTHON) -m venv var/lock
+	@var/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[devstack,test,lint]'
+	@{ echo "# Every version of a tested installation (Python 3.11, Linux); made with: make lock"; \
+	   var/lock/bin/python -m pip freeze --exclude-editable; } > constraints.txt
+	@rm -rf var/lock
+
+.PHONY: demo
+demo: install  ## both pipelines end to end on this machine, in under two minutes
+	@$(BIN)/python -m devstack.demo $(ARGS)
+
+.PHONY: up
+up: install  ## the same stack with the Dagster UI on 127.0.0.1:3000, until Ctrl-C
+	@$(BIN)/python -m devstack.up $(ARGS)
+
+.PHONY: test
+test: install  ## the whole test suite
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow and not browser' $(ARGS)
+
+.PHONY: test-long
+test-long: install  ## the long crash and property trials as well
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not browser' --timeout 1800 $(ARGS)
+
+.PHONY: lint
+lint: install  ## ruff, mypy --strict, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --cache-dir var/import-linter
+	@$(BIN)/mypy
+
+.PHONY: format
+format: install  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: install  ## the simulator's speed, into var/bench/
+	@$(BIN)/python -m bench.google_calendar
+
+.PHONY: clean
+clean:  ## stop what this checkout left running and remove var/ (the .venv stays)
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m devstack.processes clean; fi
+	@rm -rf var build *.egg-info

@@ -1,0 +1,131 @@
+"""Command line: ``python -m scaling settings | check | migrate``.
+
+Belongs here: arguments, tables for people, exit codes. Does not: what the commands do.
+"""
+
+import argparse
+
+from psycopg import errors as pg_errors
+from pydantic_settings import BaseSettings
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from scaling import contract, migrate
+from scaling.databases import DatabaseRouter
+from scaling.errors import UserError, run_command
+from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, SyncSettings, load
+
+GROUPS: dict[str, type[BaseSettings]] = {
+    "database": DatabaseSettings,
+    "sync": SyncSettings,
+    "archive": ArchiveSettings,
+    "automation": AutomationSettings,
+}
+
+
+def check(console: Console, needs: set[str]) -> int:
+    """Compare the database with the data contract and say in plain words what is missing.
+
+    Args:
+        console: where the table goes.
+        needs: pipelines whose tables are checked.
+
+    Returns:
+        0 when the contract is kept, 1 when it is not.
+    """
+    audit_table = load(ArchiveSettings).archive_table if "archive" in needs else "public.audit_logs"
+    tables = [table for table in contract.contract(audit_table) if needs & set(table.needed_by)]
+    broken = 0
+    with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="contract check") as router:
+        for shard in router.shards():
+            with shard.transaction() as connection:
+                breaches = contract.check(connection, tables)
+            report = RichTable("table", "needed by", "verdict", title=f"Data contract, shard {shard.name}")
+            for table in tables:
+                sentences = [breach.sentence for breach in breaches if breach.table == table.qualified]
+                report.add_row(table.qualified, ", ".join(table.needed_by), "\n".join(sentences) or "kept")
+            console.print(report)
+            broken += len(breaches)
+    if broken:
+        console.print(f"{broken} thing{'s' if broken > 1 else ''} to mend before the pipelines can run.")
+    return 1 if broken else 0
+
+
+def settings(console: Console) -> int:
+    """Print every setting with its default and meaning; the values in force are never printed.
+
+    Args:
+        console: where the table goes.
+
+    Returns:
+        0.
+    """
+    table = RichTable("variable", "group", "default", "meaning")
+    for group, model in GROUPS.items():
+        for name, field in model.model_fields.items():
+            default = (
+                "required" if field.is_required() else str(field.default if field.default is not None else "unset")
+            )
+            table.add_row(name.upper(), group, default, field.description or "")
+    console.print(table)
+    return 0
+
+
+def migrations(console: Console, *, as_sql: bool) -> int:
+    """Bring the pipeline's schemas up to date, or print the SQL that does.
+
+    Args:
+        console: where the outcome goes.
+        as_sql: print the script, touch no database.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: the role may not create schemas.
+    """
+    if as_sql:
+        print(migrate.as_sql())
+        return 0
+    url = load(DatabaseSettings).database_url.get_secret_value()
+    try:
+        migrate.upgrade(url)
+    except Exception as error:
+        if isinstance(error.__cause__, pg_errors.InsufficientPrivilege):
+            raise UserError(
+                "the role of DATABASE_URL may not create the pipeline's schemas; "
+                "GRANT CREATE ON DATABASE … TO that role, or apply the output of: python -m scaling migrate --sql"
+            ) from None
+        if isinstance(error.__cause__, pg_errors.OperationalError):
+            raise UserError("the database of DATABASE_URL does not answer or refuses the login") from None
+        raise
+    console.print("The schemas sync, archive and scaling are up to date.")
+    return 0
+
+
+def main() -> int:
+    """Parse the arguments and run one command.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m scaling", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser("check", help="compare the database with the data contract")
+    checking.add_argument("--only", choices=["sync", "archive"], help="the tables of one pipeline (default: all)")
+    commands.add_parser("settings", help="every setting, its default and meaning")
+    migrating = commands.add_parser("migrate", help="create or update the schemas sync, archive, scaling")
+    migrating.add_argument("--sql", action="store_true", help="print the SQL and touch no database")
+    arguments = parser.parse_args()
+    console = Console()
+    match arguments.command:
+        case "check":
+            return check(console, {arguments.only} if arguments.only else {"sync", "archive", "scaling"})
+        case "settings":
+            return settings(console)
+        case _:
+            return migrations(console, as_sql=arguments.sql)
+
+
+if __name__ == "__main__":
+    run_command(main)
