@@ -4,6 +4,7 @@ Belongs here: creating the cluster, starting the server on 127.0.0.1, its settin
 Does not: what is in the databases (saas/), the pipeline's own tables (scaling.migrate).
 """
 
+import hmac
 import importlib.util
 import os
 import pwd
@@ -50,7 +51,8 @@ class Postgres:
 
     port: int
     password: str = field(repr=False)
-    child: Child = field(repr=False)
+    child: Child | None = field(default=None, repr=False)
+    """Its process; None for those who only use the server."""
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres", password: str | None = None) -> str:
         """Build a connection URL.
@@ -65,6 +67,17 @@ class Postgres:
         """
         secret = quote(self.password if password is None else password, safe="")
         return f"postgresql://{user}:{secret}@127.0.0.1:{self.port}/{database}"
+
+    def role_password(self, role: str) -> str:
+        """Derive a role's password from the superuser's, so that a stack keeps one secret for all of them.
+
+        Args:
+            role: its name.
+
+        Returns:
+            Always the same for this cluster.
+        """
+        return hmac.new(self.password.encode(), role.encode(), "sha256").hexdigest()
 
     def create_database(self, name: str, *, template: str | None = None) -> str:
         """Create a database unless it exists.

@@ -9,6 +9,7 @@ Every child inherits the environment variable `DEVSTACK_DIRECTORY`, and so do th
 `DEVSTACK_STOP_SIGNAL` says how each wants to be stopped.
 """
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -24,8 +25,10 @@ from types import FrameType, TracebackType
 
 import psutil
 
-from scaling.errors import UserError
+from scaling.errors import UserError, run_command
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+VAR = CHECKOUT / "var"
 MARKER = "DEVSTACK_DIRECTORY"
 STOP_SIGNAL = "DEVSTACK_STOP_SIGNAL"
 STOP_TIMEOUT_SECONDS = 10.0
@@ -96,23 +99,24 @@ def wait_until(condition: Callable[[], bool], *, timeout_seconds: float, what: s
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
-    """Find every process that belongs to a directory's stack, children of children included.
+    """Find every process that belongs to the stack of a directory, or to one below it.
 
     Args:
-        directory: the directory of the `Supervisor`.
+        directory: of a `Supervisor`, or a parent of such directories.
 
     Returns:
-        The live processes, without this one and its ancestors.
+        The live processes, children of children included, without this one and its ancestors.
     """
-    marker = str(directory.resolve())
+    marked = directory.resolve()
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid not in own and process.environ().get(MARKER) == marker:
-                found.append(process)
+            marker = process.environ().get(MARKER)
         except (psutil.Error, OSError):  # gone meanwhile, a kernel thread, or another user's process
             continue
+        if marker and process.pid not in own and Path(marker).is_relative_to(marked):
+            found.append(process)
     return found
 
 
@@ -185,8 +189,8 @@ class Supervisor:
         kill_all(lambda: processes_of(self.directory), grace_seconds=STOP_TIMEOUT_SECONDS)
         # Its own session: Ctrl-C in the terminal must not reach it.
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-m", "devstack.processes", str(self.directory)],
-            cwd=Path(__file__).parent.parent,
+            [sys.executable, "-m", "devstack.processes", "watch", str(self.directory)],
+            cwd=CHECKOUT,
             env={name: value for name, value in os.environ.items() if name != MARKER},
             stdin=subprocess.PIPE,
             pass_fds=[self._lock],
@@ -351,5 +355,29 @@ def watch(directory: Path) -> None:
     kill_all(lambda: processes_of(directory), grace_seconds=STOP_TIMEOUT_SECONDS)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: `watch DIRECTORY` is the watchdog, `clean` stops every stack of this checkout.
+
+    Args:
+        arguments: without the program's name; None takes them from the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m devstack.processes", description="Processes of the stacks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    watchdog = commands.add_parser("watch", help="stop a stack's processes when standard input ends")
+    watchdog.add_argument("directory", type=Path)
+    commands.add_parser("clean", help="stop every process of this checkout's stacks")
+    options = parser.parse_args(arguments)
+    if options.command == "watch":
+        watch(options.directory)
+    else:
+        count = kill_all(lambda: processes_of(VAR), grace_seconds=STOP_TIMEOUT_SECONDS)
+        if count:
+            sys.stdout.write(f"Stopped {count} processes.\n")
+    return 0
+
+
 if __name__ == "__main__":
-    watch(Path(sys.argv[1]))
+    run_command(main)

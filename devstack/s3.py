@@ -7,6 +7,7 @@ Checked with 4.48: If-None-Match gives 412 to all but one of 16 concurrent write
 give BadDigest, multipart uploads stay invisible until complete.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -38,7 +39,8 @@ class S3:
     endpoint: str
     access_key_id: str
     secret_access_key: str = field(repr=False)
-    child: Child = field(repr=False)
+    child: Child | None = field(default=None, repr=False)
+    """Its process; None for those who only use the server."""
 
     def client(self) -> "S3Client":
         """Make a boto3 client of this server."""
@@ -53,6 +55,15 @@ class S3:
         client = self.client()
         if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=name)
+
+    def remove_bucket(self, name: str) -> None:
+        """Remove a bucket and everything in it.
+
+        Args:
+            name: of the bucket; one that does not exist is fine.
+        """
+        with contextlib.suppress(ClientError):
+            self.client().delete_bucket(Bucket=name)  # this server removes the content with it
 
     def environment(self) -> Mapping[str, str]:
         """Name the server and the identity in the variables that boto3 reads."""

@@ -1,0 +1,53 @@
+"""The SaaS beside which the pipelines run: its roles and tables, empty or with demo data.
+
+Belongs here: creating them (schema.sql) and filling them (seed.py).
+Does not: the pipeline's own tables (scaling.migrate).
+"""
+
+from importlib.resources import files
+
+import psycopg
+from psycopg import sql
+
+from devstack.postgres import Postgres
+
+PIPELINE = "pipeline"
+
+
+def create(server: Postgres, database: str) -> None:
+    """Create the roles of a Supabase project, the role `pipeline`, and the SaaS's tables.
+
+    Args:
+        server: where; roles are shared by its databases.
+        database: an existing database; one that has the tables already is left as it is.
+    """
+    with psycopg.connect(server.dsn(database)) as connection:
+        for role, attributes in {
+            "anon": "NOLOGIN",
+            "authenticated": "NOLOGIN",
+            "service_role": "NOLOGIN BYPASSRLS",
+            PIPELINE: "LOGIN BYPASSRLS",
+        }.items():
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
+                connection.execute(sql.SQL("CREATE ROLE {} {}").format(sql.Identifier(role), sql.SQL(attributes)))
+        connection.execute(
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(PIPELINE), server.role_password(PIPELINE))
+        )
+        connection.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(PIPELINE))
+        )
+        if connection.execute("SELECT WHERE to_regclass('public.audit_logs') IS NULL").rowcount:
+            connection.execute(files(__name__).joinpath("schema.sql").read_bytes())
+
+
+def pipeline_dsn(server: Postgres, database: str) -> str:
+    """Build the connection URL with which the pipelines log in.
+
+    Args:
+        server: where.
+        database: its name.
+
+    Returns:
+        The value of DATABASE_URL.
+    """
+    return server.dsn(database, user=PIPELINE, password=server.role_password(PIPELINE))

@@ -1,0 +1,76 @@
+"""What every test may use: real servers, a fresh database, a fresh bucket, a fresh Google.
+
+One Postgres and one S3 server serve all workers of a session. The first test that needs them starts them;
+they end with the session's controller, however it ends.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from devstack import servers
+from devstack.processes import VAR
+from devstack.servers import Bucket, Database, Servers
+from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, SyncSettings
+
+CONTROLLER = "devstack_controller"
+
+
+def pytest_configure_node(node: object) -> None:
+    """Tell each xdist worker which session it belongs to."""
+    node.workerinput[CONTROLLER] = os.getpid()  # type: ignore[attr-defined]  # xdist's WorkerController
+
+
+def _controller(config: pytest.Config) -> int:
+    return int(getattr(config, "workerinput", {}).get(CONTROLLER, os.getpid()))
+
+
+def _directory(controller: int) -> Path:
+    return VAR / "test" / str(controller)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _controller(config) == os.getpid():
+        servers.leave(_directory(os.getpid()))
+
+
+@pytest.fixture(scope="session")
+def running_servers(pytestconfig: pytest.Config) -> Servers:
+    """Postgres and S3 of this session."""
+    controller = _controller(pytestconfig)
+    return servers.join(_directory(controller), controller)
+
+
+@pytest.fixture
+def database(running_servers: Servers) -> Iterator[Database]:
+    """A fresh database with the SaaS's and the pipeline's tables, empty."""
+    with running_servers.database() as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def bucket(running_servers: Servers) -> Iterator[Bucket]:
+    """A fresh bucket."""
+    with running_servers.bucket() as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def settings_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set exactly the pipelines' variables: `settings_environment(database, bucket, SYNC_PARALLELISM="2")`."""
+
+    def apply(database: Database | None = None, bucket: Bucket | None = None, **others: str) -> None:
+        for group in (DatabaseSettings, SyncSettings, ArchiveSettings, AutomationSettings):
+            for name in group.model_fields:
+                monkeypatch.delenv(name.upper(), raising=False)
+        values: Mapping[str, str] = {
+            **(database.environment() if database else {}),
+            **(bucket.environment() if bucket else {}),
+            **others,
+        }
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return apply
