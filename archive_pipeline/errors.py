@@ -1,0 +1,44 @@
+"""What can stop a month, typed.
+
+Belongs here: every error of this pipeline. Those a person can act on are `UserError` sentences; none carries
+row content.
+"""
+
+from collections.abc import Sequence
+
+from scaling.errors import UserError
+
+
+class MonthOpen(UserError):
+    """The month has not ended, or a transaction that may still write to it is running."""
+
+
+class MonthBusy(UserError):
+    """Another run holds the month's lease."""
+
+
+class VerificationFailed(UserError):
+    """What would be published is not what Postgres holds; nothing of the attempt is left in the bucket.
+
+    Attributes:
+        month: ``YYYY-MM``.
+        columns: columns whose content differs, where that could be told.
+    """
+
+    def __init__(self, month: str, finding: str, columns: Sequence[str] = ()) -> None:
+        self.month = month
+        self.finding = finding
+        self.columns = tuple(columns)
+        where = f" (column{'s' if len(self.columns) > 1 else ''} {', '.join(self.columns)})" if self.columns else ""
+        super().__init__(
+            f"month {month} failed verification: {finding}{where}; nothing was published and nothing was deleted "
+            "from Postgres; run the month again, and look at disk and memory of this machine if it fails again"
+        )
+
+
+class Fenced(Exception):
+    """This run's lease was taken over; it must not write another byte."""
+
+
+class ObjectConflict(Exception):
+    """A key that must never be overwritten already holds other bytes."""
