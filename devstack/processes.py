@@ -213,6 +213,7 @@ class Supervisor:
         ready: Callable[[], bool],
         ready_timeout_seconds: float = 60.0,
         stop_signal: signal.Signals = signal.SIGTERM,
+        output: Path | None = None,
     ) -> Child:
         """Start a process and wait until it is ready.
 
@@ -224,6 +225,7 @@ class Supervisor:
             ready: true once it serves.
             ready_timeout_seconds: how long that may take.
             stop_signal: asks it to stop; it is killed 10 seconds later.
+            output: a fresh, private file for its standard output, which otherwise goes to the log.
 
         Returns:
             The running process.
@@ -232,14 +234,18 @@ class Supervisor:
             ProcessFailedError: it ended, or was not ready in time; it is stopped then.
         """
         log = self.directory / "log" / f"{name}.log"
-        with log.open("ab") as output:
+        with contextlib.ExitStack() as files:
+            messages = files.enter_context(log.open("ab"))
+            if output is not None:
+                output.unlink(missing_ok=True)
+                output.touch(mode=0o600)
             process = subprocess.Popen(
                 [str(argument) for argument in arguments],
                 cwd=working_directory,
                 env={**environment, MARKER: str(self.directory), STOP_SIGNAL: str(int(stop_signal))},
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=messages if output is None else files.enter_context(output.open("wb")),
+                stderr=messages,
                 start_new_session=True,
             )
         child = Child(name, log, stop_signal, process)

@@ -65,6 +65,8 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
         for group in (DatabaseSettings, SyncSettings, ArchiveSettings, AutomationSettings):
             for name in group.model_fields:
                 monkeypatch.delenv(name.upper(), raising=False)
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
         values: Mapping[str, str] = {
             **(database.environment() if database else {}),
             **(bucket.environment() if bucket else {}),

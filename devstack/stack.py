@@ -1,0 +1,271 @@
+"""The whole stack of one directory: Postgres, S3, Google Calendar, the SaaS's data, and Dagster on top.
+
+Belongs here: composing them, the environment that the pipelines' processes get, generated secrets.
+Does not: how each server runs (postgres.py, s3.py, google_calendar/), what is done with the stack (up.py, demo.py).
+
+Everything lives in the directory: data, logs, secrets (readable by the owner only), and `environment`, a
+file that a shell can source to talk to the running stack.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from cryptography.fernet import Fernet
+
+from devstack import saas, servers
+from devstack.dagster_ui import DagsterUi
+from devstack.processes import CHECKOUT, Supervisor, free_port
+from devstack.saas import seed
+from devstack.servers import Bucket, Database
+from scaling import migrate
+from scaling.errors import UserError
+
+SAAS_DATABASE = "saas"
+DAGSTER_DATABASE = "dagster"
+BUCKET = "audit-archive"
+CLIENT_ID = "devstack.apps.googleusercontent.com"
+# What a process needs to run at all. Nothing else of the caller's environment reaches the pipelines: an
+# AWS_PROFILE or a DATABASE_URL of a real system must not end up in a demo.
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TERM")
+
+
+@dataclass(frozen=True, slots=True)
+class GoogleUser:
+    """One account of the simulator."""
+
+    email: str
+    refresh_token: str = field(repr=False)
+    access_token: str = field(repr=False)
+    calendars: tuple[str, ...]
+    note: str | None
+    """What is wrong with it on purpose, None for most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Google:
+    """The running Google Calendar simulator."""
+
+    url: str
+    token_url: str
+    users: tuple[GoogleUser, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running stack, as those see it who use it."""
+
+    directory: Path
+    supervisor: Supervisor
+    servers: servers.Servers
+    database: Database
+    bucket: Bucket
+    google: Google
+    first_month: datetime
+    """Start of the oldest month of audit logs, UTC."""
+    environment: Mapping[str, str] = field(repr=False)
+    """The whole environment of the pipelines' processes."""
+
+
+@contextlib.contextmanager
+def running(
+    directory: Path,
+    *,
+    disposable: bool,
+    profile: str = "demo",
+    audit_rows: int = seed.AUDIT_ROWS,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Stack]:
+    """Run a stack: servers, tables, migrations, demo data; Dagster comes with `start_dagster`.
+
+    Args:
+        directory: for everything; what an earlier run left in it is used again.
+        disposable: true trades durability across machine crashes for speed.
+        profile: the simulator's world.
+        audit_rows: rows of `audit_logs` when they are seeded.
+        settings: further environment variables of the pipelines, over the stack's own.
+
+    Yields:
+        The stack; it stops when the block ends, however it ends.
+
+    Raises:
+        UserError: another process runs it, or a part cannot start.
+    """
+    with Supervisor(directory) as supervisor, ThreadPoolExecutor(2) as pool:
+        secrets = _secrets(supervisor.directory / "secrets.json")
+        google_started = pool.submit(start_google, supervisor, profile=profile, secret=secrets["client_secret"])
+        both = servers.start(supervisor, disposable=disposable)
+        google = google_started.result()
+        admin_dsn = both.postgres.create_database(SAAS_DATABASE)
+        both.postgres.create_database(DAGSTER_DATABASE)
+        saas.create(both.postgres, SAAS_DATABASE)
+        database = Database(SAAS_DATABASE, admin_dsn, saas.pipeline_dsn(both.postgres, SAAS_DATABASE))
+        migrate.upgrade(database.dsn)
+        first_month = _seed(database, google, secrets["grant_key"], audit_rows)
+        both.s3.create_bucket(BUCKET)
+        bucket = Bucket(BUCKET, both.s3)
+        environment = {
+            **{name: os.environ[name] for name in INHERITED if name in os.environ},
+            **database.environment(),
+            **bucket.environment(),
+            **_google_environment(google, secrets),
+            **_dagster_environment(supervisor.directory, both),
+            "ARCHIVE_FIRST_MONTH": f"{first_month:%Y-%m}",
+            "PYTHONUNBUFFERED": "1",
+            **(settings or {}),
+        }
+        _write_environment(supervisor.directory / "environment", environment)
+        yield Stack(supervisor.directory, supervisor, both, database, bucket, google, first_month, environment)
+
+
+def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments: Sequence[str] = ()) -> Google:
+    """Start the Google Calendar simulator of a stack.
+
+    Args:
+        supervisor: owns the process.
+        profile: the world it is born with.
+        secret: the only client secret it accepts, for client id `CLIENT_ID`.
+        arguments: further command line arguments.
+
+    Returns:
+        Where it is and who its users are.
+
+    Raises:
+        ProcessFailedError: it did not start.
+    """
+    greeting = supervisor.directory / "google.json"
+    options = ["--port", "0", "--seed", "1", "--profile", profile, "--client-id", CLIENT_ID, "--client-secret", secret]
+    supervisor.start(
+        "google_calendar",
+        [sys.executable, "-m", "devstack.google_calendar", *options, *arguments],
+        environment={name: os.environ[name] for name in INHERITED if name in os.environ},
+        working_directory=CHECKOUT,
+        ready=lambda: greeting.exists() and greeting.read_bytes().endswith(b"\n"),
+        output=greeting,
+    )
+    said = json.loads(greeting.read_bytes())
+    users = tuple(
+        GoogleUser(
+            user["email"], user["refresh_token"], user["access_token"], tuple(user["calendars"]), user.get("note")
+        )
+        for user in said["users"]
+    )
+    return Google(said["url"], said["token_url"], users)
+
+
+def start_dagster(stack: Stack, *, port: int | None = None, workspace: Path = CHECKOUT / "workspace.yaml") -> DagsterUi:
+    """Start `dagster-webserver` and `dagster-daemon` and wait until they are healthy.
+
+    Args:
+        stack: whose environment they get.
+        port: of the webserver; picked when None.
+        workspace: names the code locations.
+
+    Returns:
+        A client of the webserver.
+
+    Raises:
+        UserError: one did not start, or a code location did not load (named, with the reason).
+    """
+    ui = DagsterUi(f"http://127.0.0.1:{port or free_port()}")
+    programs = Path(sys.executable).parent
+
+    def start_webserver() -> None:
+        stack.supervisor.start(
+            "dagster-webserver",
+            [programs / "dagster-webserver", "-h", "127.0.0.1", "-p", ui.url.rsplit(":", 1)[1], "-w", workspace],
+            environment=stack.environment,
+            working_directory=CHECKOUT,
+            ready=lambda: ui.is_serving() and ui.load_errors() is not None,
+            ready_timeout_seconds=180,
+        )
+
+    def start_daemon() -> None:
+        stack.supervisor.start(
+            "dagster-daemon",
+            [programs / "dagster-daemon", "run", "-w", workspace],
+            environment=stack.environment,
+            working_directory=CHECKOUT,
+            ready=lambda: ui.is_serving() and ui.daemons_are_healthy(),
+            ready_timeout_seconds=180,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        for started in [pool.submit(start_webserver), pool.submit(start_daemon)]:
+            started.result()
+    for location, reason in (ui.load_errors() or {}).items():
+        raise UserError(f"Code location {location} does not load: {reason.splitlines()[-1]}")
+    return ui
+
+
+def _seed(database: Database, google: Google, grant_key: str, audit_rows: int) -> datetime:
+    """Fill the SaaS's tables once; return the first month of audit logs."""
+    with psycopg.connect(database.admin_dsn) as connection:
+        if not seed.is_seeded(connection):
+            seed.seed(
+                connection,
+                now=datetime.now(UTC),
+                accounts=[seed.Account(user.email, user.refresh_token) for user in google.users],
+                grant_keys=[grant_key],
+                audit_rows=audit_rows,
+            )
+        row = connection.execute("SELECT date_trunc('month', min(created_at), 'UTC') FROM public.audit_logs").fetchone()
+        first: datetime = row[0] if row else datetime.now(UTC)
+        return first.astimezone(UTC)
+
+
+def _google_environment(google: Google, secrets: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "GOOGLE_API_ENDPOINT": google.url,
+        "GOOGLE_TOKEN_URL": google.token_url,
+        "GOOGLE_CLIENT_ID": CLIENT_ID,
+        "GOOGLE_CLIENT_SECRET": secrets["client_secret"],
+        "GRANT_ENCRYPTION_KEYS": secrets["grant_key"],
+    }
+
+
+def _dagster_environment(directory: Path, both: servers.Servers) -> dict[str, str]:
+    home = directory / "dagster"
+    home.mkdir(exist_ok=True)
+    link = home / "dagster.yaml"
+    link.unlink(missing_ok=True)
+    link.symlink_to(CHECKOUT / "dagster.yaml")
+    return {
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_PG_HOST": "127.0.0.1",
+        "DAGSTER_PG_PORT": str(both.postgres.port),
+        "DAGSTER_PG_USER": "postgres",
+        "DAGSTER_PG_PASSWORD": both.postgres.password,
+        "DAGSTER_PG_DB": DAGSTER_DATABASE,
+        "DAGSTER_EVENT_BATCH_SIZE": "200",
+    }
+
+
+def _secrets(path: Path) -> dict[str, str]:
+    """Read the stack's secrets, generating them the first time."""
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(
+            json.dumps({"grant_key": Fernet.generate_key().decode(), "client_secret": os.urandom(16).hex()})
+        )
+        unfinished.rename(path)
+    secrets: dict[str, str] = json.loads(path.read_text())
+    return secrets
+
+
+def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
+    own = {name: value for name, value in environment.items() if name not in INHERITED}
+    path.touch(mode=0o600)
+    path.write_text(
+        "# To work with the running stack from a shell: set -a; . this-file; set +a\n"
+        + "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(own.items()))
+    )
