@@ -25,7 +25,22 @@ from psycopg import sql
 from scaling.databases import Connection
 from scaling.errors import UserError
 
-Kind = Literal["text", "integer", "bigint", "boolean", "float", "double", "bytes", "decimal", "json", "instant", "date"]
+Kind = Literal[
+    "text", "integer", "bigint", "boolean", "float", "double", "bytes", "decimal", "json", "instant", "wall", "date"
+]
+"""A row of the type table; ``instant`` is a timestamptz, ``wall`` a timestamp without zone."""
+
+ARROW_TYPES = {
+    "string": pa.string(),
+    "int": pa.int32(),
+    "bigint": pa.int64(),
+    "boolean": pa.bool_(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "binary": pa.binary(),
+    "date": pa.date32(),
+}
+DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
 
 KEY_COLUMNS = ("id", "tenant_id", "created_at")
 PARTITION_COLUMNS = ("year", "month")
@@ -72,6 +87,7 @@ ENCODINGS: dict[Kind, Encoding] = {
     "decimal": Encoding("{c}::text", "{v}", r"regexp_replace({v}::VARCHAR, '^(-?)\.', '\10.')"),
     "json": Encoding("to_json({c})::text", "{v}", "{v}"),
     "instant": Encoding(EXACT_US, "{v}::text", "{v}::VARCHAR"),
+    "wall": Encoding(EXACT_US, "{v}::text", "{v}::VARCHAR"),
     "date": Encoding(EXACT_DAYS, "{v}::text", "{v}::VARCHAR"),
 }
 
@@ -82,13 +98,22 @@ class Field:
 
     Attributes:
         name: lower case, unique, never ``year`` or ``month``.
-        arrow: its type in the Parquet file.
         athena: its type in Athena.
+        utc: a timestamp that is an instant, not a wall clock's reading; Athena does not tell them apart.
     """
 
     name: str
-    arrow: pa.DataType
     athena: str
+    utc: bool = False
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """Its type in the Parquet file."""
+        if self.athena == "timestamp":
+            return pa.timestamp("ms", "UTC" if self.utc else None)
+        if matched := DECIMAL.fullmatch(self.athena):
+            return pa.decimal128(int(matched[1]), int(matched[2]))
+        return ARROW_TYPES[self.athena]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +177,7 @@ def stored(columns: Sequence[Column], batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _readable(column: Column, exact: pa.Array) -> pa.Array:
     assert column.readable is not None  # noqa: S101 - narrows the type
-    first, last = (FIRST_US, LAST_US) if column.kind == "instant" else (FIRST_DAY, LAST_DAY)
+    first, last = (FIRST_DAY, LAST_DAY) if column.kind == "date" else (FIRST_US, LAST_US)
     within = pc.and_(pc.greater_equal(exact, first), pc.less_equal(exact, last))
     kept = pc.if_else(within, exact, pa.scalar(None, exact.type))
     if column.kind == "date":
@@ -247,35 +272,34 @@ def _free(name: str, taken: Collection[str]) -> str:
 
 
 def _column(source: str, name: str, declared: str, base: str, modifier: int, taken: Collection[str]) -> Column:
-    def one(kind: Kind, arrow: pa.DataType, athena: str) -> Column:
-        return Column(source, declared, kind, Field(name, arrow, athena))
+    def one(kind: Kind, athena: str) -> Column:
+        return Column(source, declared, kind, Field(name, athena))
 
     match base:
         case "timestamptz" | "timestamp":
-            zone = "UTC" if base == "timestamptz" else None
             exact = "created_at_us" if source == "created_at" else _free(f"{name}_us", taken)
-            readable = Field(name, pa.timestamp("ms", zone), "timestamp")
-            return Column(source, declared, "instant", Field(exact, pa.int64(), "bigint"), readable)
+            kind: Kind = "instant" if base == "timestamptz" else "wall"
+            readable = Field(name, "timestamp", utc=kind == "instant")
+            return Column(source, declared, kind, Field(exact, "bigint"), readable)
         case "date":
-            exact_days = Field(_free(f"{name}_days", taken), pa.int32(), "int")
-            return Column(source, declared, "date", exact_days, Field(name, pa.date32(), "date"))
+            return Column(source, declared, "date", Field(_free(f"{name}_days", taken), "int"), Field(name, "date"))
         case "int2" | "int4":
-            return one("integer", pa.int32(), "int")
+            return one("integer", "int")
         case "int8" | "oid":
-            return one("bigint", pa.int64(), "bigint")
+            return one("bigint", "bigint")
         case "bool":
-            return one("boolean", pa.bool_(), "boolean")
+            return one("boolean", "boolean")
         case "float4":
-            return one("float", pa.float32(), "float")
+            return one("float", "float")
         case "float8":
-            return one("double", pa.float64(), "double")
+            return one("double", "double")
         case "bytea":
-            return one("bytes", pa.binary(), "binary")
+            return one("bytes", "binary")
         case "array":
-            return one("json", pa.string(), "string")
+            return one("json", "string")
         case "numeric" if modifier != -1:
             # src/backend/utils/adt/numeric.c: the typmod packs precision and an 11-bit signed scale.
             precision, scale = (modifier - 4) >> 16 & 0xFFFF, (((modifier - 4) & 0x7FF) ^ 1024) - 1024
             if precision <= 38 and 0 <= scale <= precision:
-                return one("decimal", pa.decimal128(precision, scale), f"decimal({precision},{scale})")
-    return one("text", pa.string(), "string")
+                return one("decimal", f"decimal({precision},{scale})")
+    return one("text", "string")

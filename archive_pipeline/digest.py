@@ -64,8 +64,7 @@ class Digest:
 
 
 def postgres_digest(columns: Sequence[Column], rows: sql.Composable) -> sql.Composed:
-    """SQL for Postgres: one row of count, sum, first and last ``created_at_us``, and the number of NaNs that cannot
-    be stored as a decimal.
+    """SQL for Postgres: one row of count, sum, first and last ``created_at_us``, and rows with NaN in a decimal.
 
     Args:
         columns: of the table.

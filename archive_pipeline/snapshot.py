@@ -99,7 +99,7 @@ def require_closed(connection: Connection, month: Month, grace: timedelta) -> No
     """
     closes_at = month.end + grace
     now, still_running = connection.execute(
-        f"SELECT clock_timestamp() >= %(closes_at)s, ({OPEN_TRANSACTIONS})",  # noqa: S608 - constants only
+        f"SELECT clock_timestamp() >= %(closes_at)s, ({OPEN_TRANSACTIONS})",
         {"closes_at": closes_at, "end": month.end},
     ).fetchone() or (False, 0)
     if not now:
@@ -148,15 +148,16 @@ class Snapshot:
             row = self._connection.execute(postgres_digest(columns, self._rows())).fetchone()
         except psycopg.errors.NumericValueOutOfRange:
             raise UserError(
-                f"{self._table} holds a timestamp after the year 294246 in month {self._month.name}, which has no exact "
-                "number of microseconds; correct the row"
+                f"{self._table} holds a timestamp after the year 294246 in month {self._month.name}, which has no "
+                "exact number of microseconds; correct the row"
             ) from None
         rows, value, first, last, not_numbers = row or (0, 0, None, None, 0)
         if not_numbers:
             decimals = ", ".join(column.source for column in columns if column.kind == "decimal")
             raise UserError(
                 f"{not_numbers} row(s) of {self._table} in month {self._month.name} hold NaN in {decimals}, "
-                "which a decimal column of Athena cannot; set them to NULL, or make the column numeric without precision"
+                "which a decimal column of Athena cannot; set them to NULL, or make the column numeric without "
+                "precision"
             )
         return Digest(rows, int(value), first, last)
 

@@ -1,0 +1,203 @@
+"""The month's lease and its row in ``archive.months``: who may work on it, and how it went.
+
+Belongs here: every statement on schema ``archive``. Does not: S3, or the source table.
+
+Two guards keep one writer: a session advisory lock, which the database releases when the process dies, and an
+epoch, which a run that lost its session without noticing finds moved on before it writes again.
+"""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+import psycopg
+
+from archive_pipeline.errors import Fenced, MonthBusy
+from archive_pipeline.manifest import Published
+from archive_pipeline.months import Month
+from archive_pipeline.snapshot import SourceTable
+from scaling.databases import Connection, Shard
+from scaling.errors import UserError
+
+LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+
+OTHER_ZONE = """
+SELECT time_zone FROM archive.months
+WHERE source_table = %(source_table)s AND shard = %(shard)s AND time_zone <> %(time_zone)s AND manifest_key IS NOT NULL
+LIMIT 1
+"""
+
+CLAIM = """
+INSERT INTO archive.months AS m (source_table, shard, month, time_zone, from_at, to_at, state, epoch, owner, started_at)
+VALUES (%(source_table)s, %(shard)s, %(month)s, %(time_zone)s, %(from_at)s, %(to_at)s, 'archiving', 1, %(owner)s,
+        clock_timestamp())
+ON CONFLICT (source_table, shard, month) DO UPDATE
+SET epoch = m.epoch + 1, owner = excluded.owner, started_at = excluded.started_at, error = NULL,
+    time_zone = excluded.time_zone, from_at = excluded.from_at, to_at = excluded.to_at,
+    state = CASE WHEN m.manifest_key IS NULL THEN 'archiving' ELSE 'archived' END
+RETURNING epoch
+"""
+
+MINE = "source_table = %(source_table)s AND shard = %(shard)s AND month = %(month)s AND epoch = %(epoch)s"
+OF_MONTH = "source_table = %(source_table)s AND shard = %(shard)s AND month = %(month)s"
+
+RECORD_UPLOAD = """
+INSERT INTO archive.uploads (key, source_table, shard, month, epoch, sha256, bytes)
+VALUES (%(key)s, %(source_table)s, %(shard)s, %(month)s, %(epoch)s, %(sha256)s, %(bytes)s)
+ON CONFLICT (key) DO UPDATE SET epoch = excluded.epoch, recorded_at = clock_timestamp()
+"""
+
+RECORD_PUBLISHED = f"""
+UPDATE archive.months
+SET state = 'archived', finished_at = clock_timestamp(), error = NULL, generation = %(generation)s, rows = %(rows)s,
+    row_digest = %(row_digest)s, parts = %(parts)s, bytes = %(bytes)s, snapshot_lsn = %(snapshot_lsn)s::pg_lsn,
+    manifest_key = %(manifest_key)s, manifest_sha256 = %(manifest_sha256)s, archived_at = %(archived_at)s,
+    verified_at = clock_timestamp(), source_rows = %(source_rows)s
+WHERE {MINE}
+"""  # noqa: S608 - constants only
+
+# A month whose manifest is published stays archived, whatever befalls a later look at it.
+RECORD_FAILED = f"""
+UPDATE archive.months
+SET state = CASE WHEN manifest_key IS NULL THEN 'failed' ELSE 'archived' END, finished_at = clock_timestamp(),
+    error = %(error)s
+WHERE {MINE}
+"""  # noqa: S608 - constants only
+
+
+class Lease:
+    """The right to archive one month; made by `lease`.
+
+    Every method raises `Fenced` when the right is gone.
+    """
+
+    def __init__(self, connection: Connection, identity: dict[str, object]) -> None:
+        self._connection = connection
+        self._identity = identity
+
+    @property
+    def connection(self) -> Connection:
+        """The lease's own session, in autocommit."""
+        return self._connection
+
+    def confirm(self) -> None:
+        """Make sure that the lease still holds; asked before every write to the bucket."""
+        self._fenced(f"UPDATE archive.months SET epoch = epoch WHERE {MINE}")  # noqa: S608 - constants only
+
+    def clock(self) -> datetime:
+        """The database's time."""
+        row = self._connection.execute("SELECT clock_timestamp()").fetchone()
+        if row is None or not isinstance(row[0], datetime):
+            raise TypeError
+        return row[0]
+
+    def uploads(self) -> list[str]:
+        """Keys of objects that unfinished attempts may have left in the bucket."""
+        rows = self._connection.execute(
+            f"SELECT key FROM archive.uploads WHERE {OF_MONTH} ORDER BY key".encode(),  # noqa: S608 - constants only
+            self._identity,
+        )
+        return [key for (key,) in rows]
+
+    def record_upload(self, key: str, sha256: str, size: int) -> None:
+        """Note an object before it is put.
+
+        Args:
+            key: of the object.
+            sha256: of its bytes, hex.
+            size: bytes.
+        """
+        self.confirm()
+        self._connection.execute(RECORD_UPLOAD, {**self._identity, "key": key, "sha256": sha256, "bytes": size})
+
+    def forget_uploads(self, keys: Sequence[str]) -> None:
+        """Remove notes of objects that are gone or listed.
+
+        Args:
+            keys: of the objects.
+        """
+        self._connection.execute("DELETE FROM archive.uploads WHERE key = ANY(%s)", (list(keys),))
+
+    def record_published(self, found: Published, source_rows: int) -> None:
+        """Record the month as archived, and its parts as listed.
+
+        Args:
+            found: the manifest in the bucket.
+            source_rows: rows of the month in Postgres.
+        """
+        manifest = found.manifest
+        with self._connection.transaction():
+            self._fenced(
+                RECORD_PUBLISHED,
+                generation=manifest.generation,
+                rows=manifest.digest.rows,
+                row_digest=manifest.digest.value,
+                parts=len(manifest.parts),
+                bytes=manifest.size,
+                snapshot_lsn=manifest.snapshot_lsn,
+                manifest_key=found.key,
+                manifest_sha256=found.sha256,
+                archived_at=manifest.created_at,
+                source_rows=source_rows,
+            )
+            self.forget_uploads([part.key for part in manifest.parts])
+
+    def record_failed(self, error: str) -> None:
+        """Record what stopped the attempt.
+
+        Args:
+            error: one sentence without row content.
+        """
+        self._fenced(RECORD_FAILED, error=error)
+
+    def _fenced(self, statement: str, **values: object) -> None:
+        try:
+            cursor = self._connection.execute(statement.encode(), {**self._identity, **values})
+        except psycopg.OperationalError:
+            raise Fenced(f"the database session of the lease on month {self._identity['month']} is gone") from None
+        if cursor.rowcount != 1:
+            raise Fenced(f"another run took over month {self._identity['month']}")
+
+
+@contextmanager
+def lease(shard: Shard, table: SourceTable, month: Month) -> Iterator[Lease]:
+    """Take the month, for as long as the block runs.
+
+    Args:
+        shard: whose rows are archived; its ``archive`` schema keeps the row.
+        table: the source.
+        month: to be archived.
+
+    Raises:
+        MonthBusy: another run has it.
+        UserError: months of this table were archived in another time zone, so the new one would overlap them.
+    """
+    identity: dict[str, object] = {"source_table": str(table), "shard": shard.name, "month": month.partition_key}
+    with shard.dedicated() as connection:
+        row = connection.execute(LOCK, (f"archive {table} {month.name}",)).fetchone()
+        if not (row and row[0]):
+            owner = connection.execute(
+                f"SELECT owner FROM archive.months WHERE {OF_MONTH}".encode(),  # noqa: S608 - constants only
+                identity,
+            ).fetchone()
+            by = f" by {owner[0]}" if owner else ""
+            raise MonthBusy(f"month {month.name} is being archived{by}; wait for that run to end, or stop it")
+        other = connection.execute(OTHER_ZONE, {**identity, "time_zone": month.zone}).fetchone()
+        if other:
+            raise UserError(
+                f"{table} has months archived in time zone {other[0]}; months in {month.zone} would overlap them; "
+                f"set ARCHIVE_TIME_ZONE back to {other[0]}"
+            )
+        claimed = connection.execute(
+            CLAIM,
+            {
+                **identity,
+                "time_zone": month.zone,
+                "from_at": month.start,
+                "to_at": month.end,
+                "owner": f"{socket.gethostname()}:{os.getpid()}",
+            },
+        ).fetchone()
+        yield Lease(connection, {**identity, "epoch": claimed[0] if claimed else 0})

@@ -1,0 +1,323 @@
+"""The manifest: what was published of one month, and where everything lies in the bucket.
+
+Belongs here: the manifest's fields, its canonical bytes, object keys, reading the published manifests.
+Does not: deciding to publish, or signing (the chain's fields are here so that neither has to move).
+
+::
+
+    audit_logs/year=2025/month=01/part-main-g0001-00000-<16 hex of SHA-256>.parquet    Athena's LOCATION, data only
+    audit_logs_manifests/year=2025/month=01/main-g0001.json                            one per month, shard, generation
+    audit_logs_manifests/catalog.sql                                                   derived, rewritten
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from archive_pipeline.columns import Column, Field, Kind
+from archive_pipeline.digest import ALGORITHM, Digest
+from archive_pipeline.months import Month
+from archive_pipeline.objects import ArchiveBucket
+from scaling.errors import UserError
+
+FORMAT = "audit-archive-manifest/1"
+GENERATION = re.compile(r".*/(?P<shard>[^/]+)-g(?P<generation>\d{4})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a table's archive lies in its bucket.
+
+    Attributes:
+        prefix: of the data, without the final slash.
+    """
+
+    prefix: str
+
+    @property
+    def data(self) -> str:
+        """Prefix of every part, Athena's LOCATION."""
+        return f"{self.prefix}/"
+
+    @property
+    def manifests(self) -> str:
+        """Prefix of every manifest; outside the LOCATION, where everything is read as Parquet."""
+        return f"{self.prefix}_manifests/"
+
+    @property
+    def catalog(self) -> str:
+        """Key of the table's DDL."""
+        return f"{self.manifests}catalog.sql"
+
+    def part(self, month: Month, shard: str, generation: int, number: int, sha256: str) -> str:
+        """Key of a part; its content's hash in the name keeps two attempts with different rows apart.
+
+        Args:
+            month: of the rows.
+            shard: they come from.
+            generation: of the month.
+            number: of the part.
+            sha256: of its bytes, hex.
+        """
+        return f"{self.data}{month.path}part-{shard}-g{generation:04}-{number:05}-{sha256[:16]}.parquet"
+
+    def manifest(self, month: Month, shard: str, generation: int) -> str:
+        """Key of a manifest.
+
+        Args:
+            month: it lists.
+            shard: the rows come from.
+            generation: of the month.
+        """
+        return f"{self.manifests}{month.path}{shard}-g{generation:04}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One published object.
+
+    Attributes:
+        key: its key.
+        size: bytes.
+        sha256: of its bytes, hex.
+        digest: of its rows.
+    """
+
+    key: str
+    size: int
+    sha256: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The list of a month's parts, with what they add up to.
+
+    Attributes:
+        table: ``schema.table`` of the source.
+        shard: database the rows come from.
+        month: they belong to.
+        generation: 1, and one more for each further publication of the month.
+        snapshot_lsn: write-ahead log position of the snapshot they were read from.
+        created_at: when, by the database's clock.
+        created_by: program and version.
+        columns: what was archived of each row.
+        parts: in order; none for an empty month.
+        previous: SHA-256 of the manifest before this one in the chain; None where no chain has begun.
+    """
+
+    table: str
+    shard: str
+    month: Month
+    generation: int
+    snapshot_lsn: str
+    created_at: datetime
+    created_by: str
+    columns: tuple[Column, ...]
+    parts: tuple[Part, ...]
+    previous: str | None = None
+
+    @property
+    def digest(self) -> Digest:
+        """What all parts add up to."""
+        return sum((part.digest for part in self.parts), Digest())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def schema_sha256(self) -> str:
+        """Fingerprint of the columns."""
+        return schema_sha256(self.columns)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces, UTF-8, one final newline."""
+        digest = self.digest
+        return _canonical(
+            {
+                "format": FORMAT,
+                "table": self.table,
+                "shard": self.shard,
+                "month": self.month.name,
+                "time_zone": self.month.zone,
+                "from": _instant(self.month.start),
+                "to": _instant(self.month.end),
+                "generation": self.generation,
+                "snapshot_lsn": self.snapshot_lsn,
+                "created_at": _instant(self.created_at),
+                "created_by": self.created_by,
+                "schema": [_column_json(column) for column in self.columns],
+                "schema_sha256": self.schema_sha256,
+                "row_digest_algorithm": ALGORITHM,
+                **_digest_json(digest),
+                "bytes": self.size,
+                "parts": [
+                    {"key": part.key, "bytes": part.size, "sha256": part.sha256, **_digest_json(part.digest)}
+                    for part in self.parts
+                ],
+                "previous": self.previous,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, body: bytes, where: str) -> Self:
+        """Read a manifest back.
+
+        Args:
+            body: as `to_bytes` wrote it.
+            where: its key, for the error.
+
+        Raises:
+            UserError: it is not a manifest, or its totals are not those of its parts.
+        """
+        try:
+            fields = json.loads(body)
+            if fields["format"] != FORMAT or fields["row_digest_algorithm"] != ALGORITHM:
+                raise UserError(f"{where} is in format {fields['format']!r}, which this version does not read")
+            manifest = cls(
+                table=fields["table"],
+                shard=fields["shard"],
+                month=Month.parse(fields["month"], fields["time_zone"]),
+                generation=fields["generation"],
+                snapshot_lsn=fields["snapshot_lsn"],
+                created_at=datetime.fromisoformat(fields["created_at"]),
+                created_by=fields["created_by"],
+                columns=tuple(_column_from(column) for column in fields["schema"]),
+                parts=tuple(
+                    Part(part["key"], part["bytes"], part["sha256"], _digest_from(part)) for part in fields["parts"]
+                ),
+                previous=fields["previous"],
+            )
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where} is not a manifest of this archive; it was damaged or put there by hand") from None
+        if manifest.to_bytes() != body:
+            raise UserError(f"{where} was altered: its totals are not those of its parts")
+        return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A manifest as found in the bucket.
+
+    Attributes:
+        key: its key.
+        sha256: of its bytes, hex.
+        manifest: what it says.
+    """
+
+    key: str
+    sha256: str
+    manifest: Manifest
+
+
+def load(bucket: ArchiveBucket, key: str) -> Published:
+    """Read one manifest.
+
+    Args:
+        bucket: of the archive.
+        key: of the manifest.
+
+    Raises:
+        UserError: it is not a manifest, or the bucket cannot be read.
+        FileNotFoundError: there is none.
+    """
+    body = bucket.read(key)
+    return Published(key, hashlib.sha256(body).hexdigest(), Manifest.from_bytes(body, f"s3://{bucket.name}/{key}"))
+
+
+def published(
+    bucket: ArchiveBucket,
+    layout: Layout,
+    *,
+    month: Month | None = None,
+    first: str | None = None,
+    last: str | None = None,
+) -> Iterator[Published]:
+    """Read the published manifests, oldest month first.
+
+    Args:
+        bucket: of the archive.
+        layout: where the manifests lie.
+        month: only this one.
+        first: ``YYYY-MM``, none earlier is read.
+        last: ``YYYY-MM``, none later is read.
+
+    Raises:
+        UserError: one is damaged, or the bucket cannot be read.
+    """
+    for key in bucket.keys(layout.manifests + (month.path if month else "year=")):
+        if GENERATION.fullmatch(key) is None:
+            continue
+        name = "-".join(re.findall(r"=(\d+)/", key))
+        if (first is None or first <= name) and (last is None or name <= last):
+            yield load(bucket, key)
+
+
+def schema_sha256(columns: Sequence[Column]) -> str:
+    """Fingerprint of a table's columns: equal schemas, equal text.
+
+    Args:
+        columns: of the table.
+    """
+    return hashlib.sha256(_canonical([_column_json(column) for column in columns])).hexdigest()
+
+
+def _canonical(value: object) -> bytes:
+    return (json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def _instant(instant: datetime) -> str:
+    return instant.isoformat().replace("+00:00", "Z")
+
+
+def _digest_json(digest: Digest) -> dict[str, object]:
+    # The sum exceeds what JSON readers hold as a number without loss.
+    return {
+        "rows": digest.rows,
+        "row_digest": str(digest.value),
+        "min_created_at_us": digest.min_us,
+        "max_created_at_us": digest.max_us,
+    }
+
+
+def _digest_from(fields: dict[str, object]) -> Digest:
+    return Digest(
+        _integer(fields["rows"]),
+        int(str(fields["row_digest"])),
+        None if fields["min_created_at_us"] is None else _integer(fields["min_created_at_us"]),
+        None if fields["max_created_at_us"] is None else _integer(fields["max_created_at_us"]),
+    )
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _column_json(column: Column) -> dict[str, object]:
+    return {
+        "source": column.source,
+        "postgres_type": column.postgres_type,
+        "kind": column.kind,
+        "exact": {"name": column.exact.name, "type": column.exact.athena},
+        "readable": column.readable and {"name": column.readable.name, "type": column.readable.athena},
+    }
+
+
+def _column_from(fields: dict[str, Any]) -> Column:
+    kind: Kind = fields["kind"]
+    readable = fields["readable"]
+    return Column(
+        fields["source"],
+        fields["postgres_type"],
+        kind,
+        Field(fields["exact"]["name"], fields["exact"]["type"]),
+        readable and Field(readable["name"], readable["type"], utc=kind == "instant"),
+    )
