@@ -1,0 +1,106 @@
+"""Sync of one calendar: which pages are asked for, what a 410 leads to, when it is done.
+
+Belongs here: the protocol of guides/sync over `CalendarApi` and the event store.
+Does not: HTTP, SQL, or what a failure means for the next run.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+
+from scaling.databases import Connection
+from sync_pipeline import event_store, leases
+from sync_pipeline.errors import PageTokenRefusedError, ProtocolError, SyncTokenGoneError
+from sync_pipeline.event_store import Changes
+from sync_pipeline.events import read_items
+from sync_pipeline.google_calendar import CalendarApi
+from sync_pipeline.leases import CalendarLease
+from sync_pipeline.tally import Tally
+
+ATTEMPTS = 3
+"""Starts of one listing within one sync; a calendar that loses its pages more often waits for the next run."""
+
+Transaction = Callable[[], AbstractContextManager[Connection]]
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarSync:
+    """Syncs calendars read through one connection; every page is one transaction, the last one carries the token."""
+
+    api: CalendarApi
+    transaction: Transaction
+    token_fingerprint: bytes
+    due_in_seconds: float
+
+    def run(self, lease: CalendarLease, tally: Tally) -> None:
+        """Bring one calendar up to date.
+
+        Args:
+            lease: the right to do so.
+            tally: counts what is done, and what was done before a failure.
+
+        Raises:
+            SyncError: the calendar is as readers saw it before, or some pages newer; the stored token still covers
+                everything after it.
+        """
+        if lease.sync_token is None or lease.token_fingerprint != self.token_fingerprint:
+            self._full(lease, tally, token_is_gone=False)
+            return
+        try:
+            self._incremental(lease, tally, lease.sync_token)
+        except SyncTokenGoneError:
+            self._full(lease, tally, token_is_gone=True)
+
+    def _incremental(self, lease: CalendarLease, tally: Tally, sync_token: str) -> None:
+        for _ in range(ATTEMPTS):
+            # An expired page token: from the stored sync token again; pages seen already change nothing.
+            with suppress(PageTokenRefusedError):
+                self._pull(lease, tally, sync_token=sync_token, generation=lease.live_generation)
+                tally.incremental_syncs += 1
+                return
+        raise ProtocolError("Google refuses its own page tokens")
+
+    def _full(self, lease: CalendarLease, tally: Tally, *, token_is_gone: bool) -> None:
+        for attempt in range(ATTEMPTS):
+            with self.transaction() as connection:
+                generation = event_store.begin_generation(
+                    connection, lease, token_is_gone=token_is_gone and attempt == 0
+                )
+            with suppress(PageTokenRefusedError, SyncTokenGoneError):
+                self._pull(lease, tally, sync_token=None, generation=generation)
+                tally.full_syncs += 1
+                return
+        raise ProtocolError("Google does not let a full listing finish")
+
+    def _pull(self, lease: CalendarLease, tally: Tally, *, sync_token: str | None, generation: int) -> None:
+        unseen = Changes()
+        page_token: str | None = None
+        asked: set[str] = set()
+        while True:
+            page = self.api.list_events(lease.calendar_id, sync_token=sync_token, page_token=page_token)
+            batch = read_items(page.items)
+            tally.pages += 1
+            tally.events_seen += batch.seen
+            page_token = page.next_page_token  # with both tokens given, the listing is not over
+            if page_token is None and page.next_sync_token is None:
+                raise ProtocolError("the last page has no sync token")
+            if page_token in asked:
+                raise ProtocolError("a page token came twice")
+            with self.transaction() as connection:
+                leases.hold(connection, lease)
+                unseen += event_store.write_page(connection, lease, generation=generation, batch=batch)
+                if page_token is None and page.next_sync_token is not None:
+                    unseen += event_store.complete(
+                        connection,
+                        lease,
+                        generation=generation,
+                        sync_token=page.next_sync_token,
+                        token_fingerprint=self.token_fingerprint,
+                        due_in_seconds=self.due_in_seconds,
+                    )
+            if sync_token is not None or page_token is None:  # readers see it now
+                tally.add(unseen)
+                unseen = Changes()
+            if page_token is None:
+                return
+            asked.add(page_token)

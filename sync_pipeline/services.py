@@ -1,0 +1,65 @@
+"""What the sync works with, made once per process from the settings.
+
+Belongs here: wiring; the only place that knows the real clock, sleep and randomness.
+Does not: any work.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random, SystemRandom
+
+from scaling import settings
+from scaling.databases import DatabaseRouter
+from scaling.settings import DatabaseSettings, SyncSettings
+from sync_pipeline.cadence import Cadence
+from sync_pipeline.google_calendar import GoogleCalendar
+from sync_pipeline.grants import GrantCipher
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Database, Google, keys, and time."""
+
+    router: DatabaseRouter
+    google: GoogleCalendar
+    cipher: GrantCipher
+    cadence: Cadence
+    parallelism: int
+    time_budget_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@contextmanager
+def open_services(*, rng: Random | None = None, sleep: Callable[[float], None] = time.sleep) -> Iterator[Services]:
+    """Read the settings, make the services, and close them afterwards.
+
+    Args:
+        rng: source of jitter; by default the system's.
+        sleep: waits between attempts.
+
+    Raises:
+        UserError: a setting is missing or wrong.
+    """
+    database = settings.load(DatabaseSettings)
+    sync = settings.load(SyncSettings)
+    rng = rng or SystemRandom()
+    with DatabaseRouter.from_settings(database, application_name="sync_pipeline") as router:
+        yield Services(
+            router=router,
+            google=GoogleCalendar(
+                endpoint=sync.google_api_endpoint,
+                token_url=sync.google_token_url,
+                client_id=sync.google_client_id,
+                client_secret=sync.google_client_secret.get_secret_value(),
+                sleep=sleep,
+                rng=rng,
+            ),
+            cipher=GrantCipher([key.get_secret_value() for key in sync.grant_encryption_keys]),
+            cadence=Cadence(sync.sync_poll_interval_seconds, sync.sync_calendar_list_interval_seconds, rng),
+            parallelism=sync.sync_parallelism,
+            time_budget_seconds=sync.sync_time_budget_seconds,
+            sleep=sleep,
+        )

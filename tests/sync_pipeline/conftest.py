@@ -1,0 +1,172 @@
+"""A workspace with a simulated Google account, and the sync wired to both."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from cryptography.fernet import Fernet
+
+from devstack.google_calendar import SimulatedUser, Simulator, Truth, run_simulator
+from devstack.servers import Database
+from scaling.databases import DatabaseRouter, Shard
+from sync_pipeline import tick
+from sync_pipeline.cadence import Cadence
+from sync_pipeline.google_calendar import GoogleCalendar
+from sync_pipeline.grants import GrantCipher
+from sync_pipeline.services import Services
+from sync_pipeline.tick import TickResult
+from sync_pipeline.workspaces import Workspace
+
+KEY = Fernet.generate_key().decode()
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[Simulator]:
+    with run_simulator(users=0) as running:
+        yield running
+
+
+@pytest.fixture
+def google(simulator: Simulator) -> Simulator:
+    """A Google without accounts, faults or quotas."""
+    simulator.reset(users=0)
+    simulator.clear_faults()
+    simulator.configure(quota_project_per_minute=10_000_000, quota_user_per_minute=10_000_000)
+    return simulator
+
+
+@dataclass
+class Saas:
+    """The SaaS's side of the database, and what its users see."""
+
+    dsn: str = field(repr=False)
+
+    def execute(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def one(self, statement: str, *parameters: object) -> tuple[object, ...]:
+        (row,) = self.execute(statement, *parameters)
+        return row
+
+    def workspace(self, tenant_id: UUID | None = None) -> Workspace:
+        tenant, workspace = tenant_id or uuid4(), uuid4()
+        self.execute("INSERT INTO public.tenants (id, name) VALUES (%s, 'Tenant') ON CONFLICT DO NOTHING", tenant)
+        self.execute("INSERT INTO public.workspaces (id, tenant_id, name) VALUES (%s, %s, 'W')", workspace, tenant)
+        return Workspace(tenant, workspace)
+
+    def connect(self, workspace: Workspace, user: SimulatedUser) -> UUID:
+        person, connection = uuid4(), uuid4()
+        self.execute(
+            "INSERT INTO public.users (id, tenant_id, email, google_api_enabled) VALUES (%s, %s, %s, true)",
+            person,
+            workspace.tenant_id,
+            user.email,
+        )
+        self.execute(
+            "INSERT INTO public.google_connections "
+            "(id, tenant_id, workspace_id, user_id, google_account, refresh_token_encrypted) "
+            "VALUES (%s, %s, %s, %s, %s, %s)",
+            connection,
+            workspace.tenant_id,
+            workspace.workspace_id,
+            person,
+            user.email,
+            GrantCipher([KEY]).encrypt(user.refresh_token),
+        )
+        return connection
+
+    def regrant(self, connection: UUID, refresh_token: str) -> None:
+        self.execute(
+            "UPDATE public.google_connections SET refresh_token_encrypted = %s WHERE id = %s",
+            GrantCipher([KEY]).encrypt(refresh_token),
+            connection,
+        )
+
+    def events(self, workspace: Workspace, calendar_id: str) -> dict[str, tuple[object, ...]]:
+        """Live events by id: (status, summary, recurring_event_id)."""
+        rows = self.execute(
+            "SELECT event_id, status, summary, recurring_event_id FROM sync.calendar_events "
+            "WHERE tenant_id = %s AND workspace_id = %s AND calendar_id = %s",
+            workspace.tenant_id,
+            workspace.workspace_id,
+            calendar_id,
+        )
+        return {str(row[0]): row[1:] for row in rows}
+
+    def calendar(self, calendar_id: str, columns: str) -> tuple[object, ...]:
+        return self.one(f"SELECT {columns} FROM sync.calendar_state WHERE calendar_id = %s", calendar_id)
+
+
+@pytest.fixture
+def saas(database: Database) -> Saas:
+    return Saas(database.admin_dsn)
+
+
+class Sleeps(list[float]):
+    """Stands in for sleeping: returns at once and remembers."""
+
+    def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+        threading.Event().wait(min(seconds, 0.005))
+
+
+@pytest.fixture
+def sleeps() -> Sleeps:
+    return Sleeps()
+
+
+MakeServices = Callable[..., Services]
+
+
+def google_calendar(google: Simulator, sleeps: Callable[[float], None], **options: float) -> GoogleCalendar:
+    return GoogleCalendar(
+        endpoint=google.url,
+        token_url=google.token_url,
+        client_id="client",
+        client_secret="secret",
+        sleep=sleeps,
+        rng=Random(1),
+        **options,
+    )
+
+
+@pytest.fixture
+def services(database: Database, google: Simulator, sleeps: Sleeps) -> Iterator[Services]:
+    """The sync, with nothing ever waited for: every calendar is due at every tick."""
+    with DatabaseRouter(Shard("main", database.dsn)) as router:
+        yield Services(
+            router=router,
+            google=google_calendar(google, sleeps),
+            cipher=GrantCipher([KEY]),
+            cadence=Cadence(poll_seconds=0.0, list_seconds=0.0, rng=Random(1)),
+            parallelism=4,
+            time_budget_seconds=60.0,
+            sleep=sleeps,
+        )
+
+
+@pytest.fixture
+def tick_once(services: Services) -> Callable[[], TickResult]:
+    return lambda: tick.run_tick(services, run_id=f"test-{uuid4()}")
+
+
+def differences(saas: Saas, workspace: Workspace, calendar_id: str, truth: Truth) -> dict[str, object]:
+    """What Postgres shows and Google has, where they differ; empty when they agree."""
+    live = {event_id: (e.get("status"), e.get("summary")) for event_id, e in truth.events.items()}
+    cancelled = {event_id: ("cancelled",) for event_id in truth.cancelled_instances}
+    wanted: dict[str, object] = {**live, **cancelled}
+    shown: dict[str, object] = {
+        event_id: row[:1] if row[0] == "cancelled" else row[:2]
+        for event_id, row in saas.events(workspace, calendar_id).items()
+    }
+    return {
+        event_id: (wanted.get(event_id), shown.get(event_id))
+        for event_id in wanted.keys() | shown.keys()
+        if wanted.get(event_id) != shown.get(event_id)
+    }
