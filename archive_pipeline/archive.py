@@ -95,7 +95,9 @@ class MonthReport:
 
     Attributes:
         outcome: what was done.
-        found: the manifest in the bucket.
+        bucket: the archive's.
+        prefix: of the month's data in it.
+        found: the manifest.
         source: the month's rows in Postgres now, over the manifest's columns.
         stored: the archived rows, as computed from the objects this time; for an unchanged month the manifest's.
         strangers: keys under the month's prefix that no manifest lists; Athena reads them as data.
@@ -105,13 +107,15 @@ class MonthReport:
     """
 
     outcome: Outcome
+    bucket: str
+    prefix: str
     found: Published
     source: Digest
     stored: Digest
     strangers: tuple[str, ...]
     damaged: tuple[str, ...]
     postgres_bytes: int | None
-    seconds: float
+    seconds: float = 0.0
 
     @property
     def manifest(self) -> Manifest:
@@ -230,8 +234,17 @@ def _archive(shard: Shard, target: Target, month: Month, held: Lease, on_step: C
     found = _publish(target, manifest, held)
     on_step(Step.MANIFEST)
     held.record_published(found, source.rows)
-    strangers = _strangers(target, month, shard)
-    return MonthReport(Outcome.ARCHIVED, found, source, stored, strangers, (), postgres_bytes, 0.0)
+    return MonthReport(
+        outcome=Outcome.ARCHIVED,
+        bucket=target.bucket.name,
+        prefix=f"{target.layout.data}{month.path}",
+        found=found,
+        source=source,
+        stored=stored,
+        strangers=_strangers(target, month, shard),
+        damaged=(),
+        postgres_bytes=postgres_bytes,
+    )
 
 
 def _verify(shard: Shard, target: Target, month: Month, held: Lease, found: Published) -> MonthReport:
@@ -252,8 +265,17 @@ def _verify(shard: Shard, target: Target, month: Month, held: Lease, found: Publ
     if damaged:
         logger.error("month %s: %d archived object(s) are missing or altered", month.name, len(damaged))
     _remove_leftovers(target, held)
-    strangers = _strangers(target, month, shard)
-    return MonthReport(Outcome.UNCHANGED, found, source, manifest.digest, strangers, damaged, postgres_bytes, 0.0)
+    return MonthReport(
+        outcome=Outcome.UNCHANGED,
+        bucket=target.bucket.name,
+        prefix=f"{target.layout.data}{month.path}",
+        found=found,
+        source=source,
+        stored=manifest.digest,
+        strangers=_strangers(target, month, shard),
+        damaged=damaged,
+        postgres_bytes=postgres_bytes,
+    )
 
 
 def _extract(

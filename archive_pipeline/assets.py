@@ -1,0 +1,197 @@
+"""The assets: a month of audit logs on S3, and the table Athena sees.
+
+Belongs here: what the UI shows of the assets, and the calls into the domain. Does not: how a month is archived.
+https://docs.dagster.io/guides/build/assets
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from archive_pipeline import checks
+from archive_pipeline.archive import MonthReport, Step, archive_month
+from archive_pipeline.catalog import publish_catalog
+from archive_pipeline.columns import Column, Field
+from archive_pipeline.errors import VerificationFailed
+from archive_pipeline.months import Month
+from archive_pipeline.resources import ArchiveResource, failing_with_a_sentence
+from scaling.errors import UserError
+
+GROUP = "audit_logs"
+OWNERS = ["team:platform"]
+
+# List price of S3 Standard, first 50 TB, us-east-1: https://aws.amazon.com/s3/pricing/
+USD_PER_GB_MONTH = 0.023
+
+PARTS_SHOWN = 200
+
+Metadata = dg.MetadataValue[Any] | dg.TableSchema | str | int | float
+
+AUDIT_LOGS = dg.AssetSpec(
+    "audit_logs",
+    description="The SaaS's table of who did what in which tenant. The SaaS owns and appends to it; the archive only "
+    "reads it, in one read-only snapshot for each month.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres", "table"},
+    metadata={"dagster/table_name": "public.audit_logs"},
+)
+
+ATHENA_TABLE = dg.AssetSpec(
+    dg.AssetKey(["athena", "audit_logs"]),
+    description="The archive as analysts see it: table `audit.audit_logs` in Athena over the same objects. Made with "
+    "the DDL of `audit_log_catalog`; new months appear by partition projection. Filter by `year` and `month`.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"athena", "s3"},
+    deps=["audit_log_catalog"],
+    metadata={"dagster/table_name": "audit.audit_logs"},
+)
+
+
+def archive_assets(months: dg.MonthlyPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Make the assets.
+
+    Args:
+        months: the partitions.
+    """
+
+    @dg.asset(
+        partitions_def=months,
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"postgres", "parquet", "s3"},
+        tags={"domain": "audit"},
+        deps=[AUDIT_LOGS],
+        check_specs=checks.specs(),
+        description="""One closed month of `audit_logs` as Parquet on S3, a row for a row.
+
+**Cadence:** every month, a few hours after it ends. Any past month can be materialized or backfilled; an archived one
+is verified again and left as it is.
+
+**How:** one snapshot, streamed to Parquet; count and digest of every column computed by Postgres must equal what
+DuckDB computes over the parts, before they are uploaded and again after they are read back. Then the manifest is
+written. Nothing is deleted from Postgres, nothing in the bucket is overwritten.
+
+**When it fails:** nothing is published. The sentence in the run says what to do; run the month again afterwards.""",
+    )
+    def audit_log_archive(
+        context: dg.AssetExecutionContext, archive: ArchiveResource
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+        with failing_with_a_sentence():
+            target = archive.target()
+            month = Month.parse(context.partition_key, months.timezone)
+
+            def log(step: Step) -> None:
+                if step is not Step.UPLOADED:  # one line a part would be one database insert a part
+                    context.log.info("%s: %s", month.name, step)
+
+            try:
+                with archive.databases() as router:
+                    reports = [archive_month(shard, target, month, on_step=log) for shard in router.shards()]
+            except VerificationFailed as error:
+                yield from checks.failed(error)
+                raise
+            yield dg.MaterializeResult(metadata=month_metadata(reports), check_results=list(checks.results(reports)))
+
+    @dg.asset(
+        deps=[audit_log_archive],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"athena", "s3"},
+        tags={"domain": "audit"},
+        description="""The archive as one table of Athena: DDL over every archived month, derived from the manifests.
+
+Written beside the manifests as `catalog.sql` whenever a month adds a column or a year. Run it once in Athena; run its
+last statement again when a year is added, or its months read as empty.
+
+**When it fails:** a column changed its type between two months; the sentence names it.""",
+    )
+    def audit_log_catalog(archive: ArchiveResource) -> dg.MaterializeResult[None]:
+        with failing_with_a_sentence():
+            target = archive.target()
+            catalog = publish_catalog(target.bucket, target.layout, target.table)
+            if catalog is None:
+                raise UserError("no month is archived yet; materialize audit_log_archive first")
+            return dg.MaterializeResult(
+                metadata={
+                    "ddl": dg.MetadataValue.md(f"```sql\n{catalog.ddl}```"),
+                    "months": catalog.months,
+                    "dagster/row_count": catalog.rows,
+                    "dagster/uri": f"s3://{target.bucket.name}/{target.layout.catalog}",
+                    "dagster/column_schema": _schema(catalog.fields),
+                    "years": f"{catalog.first_year}-{catalog.last_year}",
+                }
+            )
+
+    return [audit_log_archive, audit_log_catalog]
+
+
+def month_metadata(reports: Sequence[MonthReport]) -> Mapping[str, Metadata]:
+    """What the UI shows and plots of a month.
+
+    Args:
+        reports: one for each database.
+    """
+    rows = sum(report.manifest.digest.rows for report in reports)
+    size = sum(report.manifest.size for report in reports)
+    seconds = sum(report.seconds for report in reports)
+    parts = [part for report in reports for part in report.manifest.parts]
+    estimates = [report.postgres_bytes for report in reports if report.postgres_bytes is not None]
+    metadata: dict[str, Metadata] = {
+        "outcome": ", ".join(sorted({report.outcome for report in reports})),
+        "dagster/partition_row_count": rows,
+        "dagster/uri": f"s3://{reports[0].bucket}/{reports[0].prefix}",
+        "dagster/column_schema": _schema(
+            [field for column in reports[0].manifest.columns for field in column.fields], reports[0].manifest.columns
+        ),
+        "rows_archived": rows,
+        "rows_verified": sum(report.stored.rows for report in reports),
+        "late_rows": sum(report.late_rows for report in reports),
+        "parts": len(parts),
+        "parquet_bytes": size,
+        "storage_usd_per_month": size / 1e9 * USD_PER_GB_MONTH,
+        "duration_seconds": seconds,
+        "rows_per_second": rows / seconds if seconds else 0.0,
+        "manifest": dg.MetadataValue.path(", ".join(f"s3://{r.bucket}/{r.found.key}" for r in reports)),
+        "manifest_sha256": ", ".join(report.found.sha256 for report in reports),
+        "parts_table": dg.MetadataValue.table(
+            [
+                dg.TableRecord(
+                    {
+                        "key": part.key.rsplit("/", 1)[-1],
+                        "rows": part.digest.rows,
+                        "bytes": part.size,
+                        "sha256": part.sha256,
+                    }
+                )
+                for part in parts[:PARTS_SHOWN]
+            ],
+            schema=dg.TableSchema(
+                [
+                    dg.TableColumn("key", "string"),
+                    dg.TableColumn("rows", "int"),
+                    dg.TableColumn("bytes", "int"),
+                    dg.TableColumn("sha256", "string"),
+                ]
+            ),
+        ),
+    }
+    if estimates:
+        metadata["postgres_bytes_estimate"] = sum(estimates)
+        metadata["compression_ratio"] = sum(estimates) / size if size else 0.0
+    return metadata
+
+
+def _schema(fields: Sequence[Field], columns: Sequence[Column] = ()) -> dg.TableSchema:
+    origins = {field.name: _origin(column, field) for column in columns for field in column.fields}
+    return dg.TableSchema(
+        [dg.TableColumn(field.name, field.athena, description=origins.get(field.name)) for field in fields]
+    )
+
+
+def _origin(column: Column, field: Field) -> str:
+    if field is column.exact:
+        return f"{column.source} ({column.postgres_type})"
+    return f"{column.source} ({column.postgres_type}), rounded down for reading; {column.exact.name} is exact"

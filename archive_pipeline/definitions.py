@@ -1,0 +1,38 @@
+"""The Dagster code location of the archive.
+
+Belongs here: putting the pieces together. Does not: any piece.
+"""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from archive_pipeline.assets import ATHENA_TABLE, AUDIT_LOGS, archive_assets
+from archive_pipeline.jobs import audit_log_archive_job
+from archive_pipeline.partitions import CalendarSettings, monthly_partitions
+from archive_pipeline.resources import ArchiveResource
+from archive_pipeline.schedules import monthly_schedule
+from scaling.settings import AutomationSettings, load
+
+
+def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitions:
+    """Make the definitions; no database, bucket or secret is needed for it.
+
+    Args:
+        resources: in place of the ones that read the environment.
+
+    Raises:
+        UserError: a setting that shapes the definitions is wrong.
+    """
+    calendar = load(CalendarSettings)
+    return dg.Definitions(
+        assets=[AUDIT_LOGS, *archive_assets(monthly_partitions(calendar)), ATHENA_TABLE],
+        jobs=[audit_log_archive_job],
+        schedules=[monthly_schedule(calendar, load(AutomationSettings))],
+        resources={"archive": ArchiveResource(), **(resources or {})},
+        # A run is one month in one or two steps; a process a step would cost seconds and buys nothing.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,63 @@
+"""What a run needs from outside: the databases and the bucket.
+
+Belongs here: reading the settings at the start of a run and opening what they name. Does not: asset logic.
+https://docs.dagster.io/guides/build/external-resources
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import dagster as dg
+
+from archive_pipeline.archive import Target
+from archive_pipeline.manifest import Layout
+from archive_pipeline.objects import ArchiveBucket
+from archive_pipeline.snapshot import SourceTable
+from scaling.databases import DatabaseRouter
+from scaling.errors import UserError
+from scaling.settings import ArchiveSettings, DatabaseSettings, load
+
+
+class ArchiveResource(dg.ConfigurableResource[None]):
+    """Databases and bucket of the archive, from environment variables read when a run starts.
+
+    Nothing of it is configured in Dagster, so no secret can show in the UI.
+    """
+
+    @contextmanager
+    def databases(self) -> Iterator[DatabaseRouter]:
+        """Open the databases for one run.
+
+        Raises:
+            UserError: a setting is missing or wrong.
+        """
+        with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="archive_pipeline") as router:
+            yield router
+
+    def target(self) -> Target:
+        """What is archived and where it goes.
+
+        Raises:
+            UserError: a setting is missing or wrong.
+        """
+        settings = load(ArchiveSettings)
+        return Target(
+            table=SourceTable.parse(settings.archive_table),
+            bucket=ArchiveBucket.from_settings(settings),
+            layout=Layout(settings.archive_prefix),
+            grace=timedelta(seconds=settings.archive_grace_seconds),
+        )
+
+
+@contextmanager
+def failing_with_a_sentence() -> Iterator[None]:
+    """Show a `UserError` in the UI as the sentence it is, without a stack trace, and without retrying the step.
+
+    Raises:
+        dagster.Failure: in place of the error.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
