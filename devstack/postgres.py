@@ -42,7 +42,7 @@ SETTINGS: Mapping[str, str] = {
     "timezone": "UTC",
 }
 # Survives a crash of the server, not of the machine: for data that can be made again.
-DISPOSABLE: Mapping[str, str] = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+DISPOSABLE: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
 
 
 @dataclass(frozen=True, slots=True)

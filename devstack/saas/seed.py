@@ -85,21 +85,21 @@ SELECT md5(%(seed)s || ':' || %(month)s || ':' || i)::uuid,
        CASE WHEN luck > 0.05 THEN users[1 + abs(hashint4(-i)) %% cardinality(users)] END,
        (%(actions)s::text[])[1 + floor(cardinality(%(actions)s::text[]) * dice)::int],
        CASE WHEN luck < 0.97 THEN (ARRAY['document', 'calendar', 'user', 'workspace'])[1 + floor(4 * dice)::int] END,
-       CASE WHEN nasty THEN (%(texts)s::text[])[1 + i %% cardinality(%(texts)s::text[])]
+       CASE WHEN nasty THEN (%(texts)s::text[])[1 + pick %% cardinality(%(texts)s::text[])]
             WHEN luck < 0.8 THEN 'res_' || substr(md5(i::text), 1, 10) END,
-       CASE WHEN nasty THEN (%(documents)s::jsonb[])[1 + i %% cardinality(%(documents)s::jsonb[])]
+       CASE WHEN nasty THEN (%(documents)s::jsonb[])[1 + pick %% cardinality(%(documents)s::jsonb[])]
             WHEN luck < 0.98 THEN jsonb_build_object(
                 'request_id', md5(i::text), 'duration_ms', round((luck * 900)::numeric, 3),
                 'changed', jsonb_build_array('title', i %% 7), 'success', luck > 0.02) END,
-       CASE WHEN nasty THEN (%(addresses)s::inet[])[1 + i %% cardinality(%(addresses)s::inet[])]
+       CASE WHEN nasty THEN (%(addresses)s::inet[])[1 + pick %% cardinality(%(addresses)s::inet[])]
             WHEN luck < 0.99 THEN '10.0.0.0'::inet + (luck * 16000000)::bigint END,
-       CASE WHEN nasty THEN (%(texts)s::text[])[1 + (i + 5) %% cardinality(%(texts)s::text[])]
+       CASE WHEN nasty THEN (%(texts)s::text[])[1 + (pick + 5) %% cardinality(%(texts)s::text[])]
             ELSE (%(agents)s::text[])[1 + floor(cardinality(%(agents)s::text[]) * dice)::int] END,
        CASE i WHEN 1 THEN %(start)s
               WHEN 2 THEN %(end)s - interval '1 microsecond'
               WHEN 3 THEN %(start)s + interval '1 microsecond'
               ELSE %(start)s + (i - luck) / %(rows)s * (%(end)s - %(start)s) END
-FROM (SELECT i, luck, dice, i <= 3 OR i %% 40 = 0 AS nasty,
+FROM (SELECT i, luck, dice, i <= 3 OR i %% 40 = 0 AS nasty, i %% 40 + i / 40 + %(month)s AS pick,
              (%(tenants)s::uuid[])[floor((cardinality(%(tenants)s::uuid[]) + 1) ^ skew)::int] AS tenant_id
       FROM (SELECT i, random() AS luck, random() AS dice, random() AS skew
             FROM generate_series(1, %(rows)s) AS i) AS dice) AS rolled
