@@ -28,12 +28,16 @@ The world is the same for the same --seed. Nothing fails unless a fault is scrip
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(
-        prog="python -m devstack.google_calendar", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m devstack.google_calendar",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to bind; 0 picks a free one (default)")
     parser.add_argument("--seed", type=int, default=1, help="decides the world (default %(default)s)")
-    parser.add_argument("--profile", choices=list(Profile), default=Profile.SMALL, help="size of the world (default small)")
+    parser.add_argument(
+        "--profile", choices=list(Profile), default=Profile.SMALL, help="size of the world (default small)"
+    )
     parser.add_argument("--users", type=int, default=3, help="users of the small profile (default %(default)s)")
     parser.add_argument(
         "--events", type=int, default=100, help="mean events per calendar, small profile (default %(default)s)"
@@ -41,7 +45,9 @@ def main() -> None:
     parser.add_argument("--clock", type=_moment, help="RFC 3339 moment virtual time starts at (default now)")
     parser.add_argument("--frozen", action="store_true", help="let virtual time stand still until told otherwise")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
-    group = parser.add_argument_group("behaviour", "documented defaults of Google; see devstack/google_calendar/settings.py")
+    group = parser.add_argument_group(
+        "behaviour", "documented defaults of Google; see devstack/google_calendar/settings.py"
+    )
     defaults = Settings()
     for item in fields(Settings):
         default = getattr(defaults, item.name)

@@ -48,8 +48,8 @@ def _inner(part: Message, outer: Request) -> Request:
     text = payload if isinstance(payload, bytes) else b""
     request_line, _, rest = text.replace(b"\r\n", b"\n").partition(b"\n")
     head, _, body = rest.partition(b"\n\n")
-    verb, target = (request_line.decode("latin-1").split(" ") + [""])[:2]
-    path, _, query = target.partition("?")
+    verb, _, target = request_line.decode("latin-1").partition(" ")
+    path, _, query = target.partition(" ")[0].partition("?")
     headers = {
         name.strip().lower(): value.strip()
         for name, _, value in (line.partition(b":") for line in head.split(b"\n") if line)

@@ -54,7 +54,9 @@ def list_calendars(call: Call) -> ListPage:
         if not max(position, cursor.base_version) < entry.version <= cursor.snapshot_version:
             continue
         if not incremental:
-            if (entry.deleted and not call.flag("showDeleted")) or (entry.own.get("hidden") and not call.flag("showHidden")):
+            if (entry.deleted and not call.flag("showDeleted")) or (
+                entry.own.get("hidden") and not call.flag("showHidden")
+            ):
                 continue
             if RANK[entry.calendar.roles.get(user.email, "none")] < RANK[least]:
                 continue

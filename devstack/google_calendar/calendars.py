@@ -10,8 +10,14 @@ from devstack.google_calendar.times import zone
 _COLORS: Resource = {
     "kind": "calendar#colors",
     "updated": "2012-02-14T00:00:00.000Z",
-    "calendar": {"1": {"background": "#ac725e", "foreground": "#1d1d1d"}, "14": {"background": "#9fe1e7", "foreground": "#1d1d1d"}},
-    "event": {"1": {"background": "#a4bdfc", "foreground": "#1d1d1d"}, "11": {"background": "#dc2127", "foreground": "#1d1d1d"}},
+    "calendar": {
+        "1": {"background": "#ac725e", "foreground": "#1d1d1d"},
+        "14": {"background": "#9fe1e7", "foreground": "#1d1d1d"},
+    },
+    "event": {
+        "1": {"background": "#a4bdfc", "foreground": "#1d1d1d"},
+        "11": {"background": "#dc2127", "foreground": "#1d1d1d"},
+    },
 }
 
 

@@ -80,8 +80,9 @@ class Truth:
 class Simulator:
     """Controls one running simulator."""
 
-    def __init__(self, description: Resource) -> None:
-        """Take over the JSON object a simulator prints when it starts."""
+    def __init__(self, description: Resource, *, pid: int | None = None) -> None:
+        """Take over the JSON object a simulator prints when it starts, and its process id if known."""
+        self.pid = pid
         self.url: str = description["url"]
         self.token_url: str = description["token_url"]
         self.users: list[SimulatedUser] = [SimulatedUser(**user) for user in description["users"]]

@@ -51,8 +51,7 @@ class Counters:
             "bytes": self._bytes,
             "calls": [{**asdict(key), "count": count} for key, count in self._calls.items()],
             "drift": [
-                {"kind": kind, "calendar": calendar, "count": count}
-                for (kind, calendar), count in self._drift.items()
+                {"kind": kind, "calendar": calendar, "count": count} for (kind, calendar), count in self._drift.items()
             ],
         }
 

@@ -50,9 +50,7 @@ def parse_error() -> ApiError:
 
 def invalid(message: str, parameter: str | None = None) -> ApiError:
     """400 for a field or, when `parameter` is named, a query parameter with an unusable value."""
-    return ApiError(
-        400, "invalid", message, location_type="parameter" if parameter else None, location=parameter
-    )
+    return ApiError(400, "invalid", message, location_type="parameter" if parameter else None, location=parameter)
 
 
 def invalid_parameter(name: str, value: str, expected: str) -> ApiError:
@@ -68,9 +66,7 @@ def invalid_parameter(name: str, value: str, expected: str) -> ApiError:
 
 def required(message: str, parameter: str | None = None) -> ApiError:
     """400 for a field or query parameter that must be present."""
-    return ApiError(
-        400, "required", message, location_type="parameter" if parameter else None, location=parameter
-    )
+    return ApiError(400, "required", message, location_type="parameter" if parameter else None, location=parameter)
 
 
 def sync_token_restrictions() -> ApiError:

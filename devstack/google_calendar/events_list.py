@@ -77,9 +77,7 @@ def list_events(call: Call) -> ListPage:
     world = call.world
     calendar.purge(world.clock.now(), world.settings.tombstone_days)
     params = _params(call)
-    if call.query.get("syncToken") and (
-        _RESTRICTIONS.intersection(call.query) or call.flag("showDeleted") is False
-    ):
+    if call.query.get("syncToken") and (_RESTRICTIONS.intersection(call.query) or call.flag("showDeleted") is False):
         raise errors.sync_token_restrictions()
     cursor = begin(
         call,
@@ -96,7 +94,7 @@ def list_events(call: Call) -> ListPage:
     query = parse(_effective(cursor, params))
     if query.updated_min is not None and query.updated_min < world.clock.now() - world.settings.updated_min_days * DAY:
         raise errors.updated_min_too_long_ago()
-    view = View(calendar, role, world.settings, call.user.email, query.show_deleted, query.max_attendees, query.time_zone)
+    view = _view(call, calendar, role, query)
     page = _head(call, calendar, role, query)
     if cursor.stuck:
         page.next_sync_token = call.text("syncToken")
@@ -113,7 +111,7 @@ def list_instances(call: Call) -> ListPage:
     if series is None:
         raise errors.not_found()
     query = parse(_params(call))
-    view = View(calendar, role, call.world.settings, call.user.email, query.show_deleted, query.max_attendees, query.time_zone)
+    view = _view(call, calendar, role, query)
     page = _head(call, calendar, role, query)
     cursor = begin(
         call,
@@ -150,14 +148,15 @@ def parse(params: Params) -> Query:
     max_attendees = last.get("maxAttendees")
     if max_attendees is not None and (not max_attendees.isdecimal() or int(max_attendees) < 1):
         raise errors.invalid_parameter("maxAttendees", max_attendees, "integer")
-    if (name := last.get("timeZone")) and zone(name) is None:
-        raise errors.invalid(f"Invalid time zone definition: {name}", "timeZone")
+    time_zone = last.get("timeZone")
+    if time_zone is not None and zone(time_zone) is None:
+        raise errors.invalid(f"Invalid time zone definition: {time_zone}", "timeZone")
     query = Query(
         single_events="singleEvents" in last,
         show_deleted="showDeleted" in last,
         event_types=frozenset(values.get("eventTypes", ())),
         max_attendees=int(max_attendees) if max_attendees else None,
-        time_zone=last.get("timeZone"),
+        time_zone=time_zone,
         time_min=_moment("timeMin", last),
         time_max=_moment("timeMax", last),
         updated_min=_moment("updatedMin", last),
@@ -213,6 +212,18 @@ def _property(parameter: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+def _view(call: Call, calendar: Calendar, role: str, query: Query) -> View:
+    return View(
+        calendar,
+        role,
+        call.world.settings,
+        call.user.email,
+        show_deleted=query.show_deleted,
+        max_attendees=query.max_attendees,
+        time_zone=query.time_zone,
+    )
+
+
 def _head(call: Call, calendar: Calendar, role: str, query: Query) -> ListPage:
     entry = call.user.entries.get(calendar.id)
     head: Resource = {
@@ -262,8 +273,8 @@ def _select(calendar: Calendar, query: Query, cursor: Cursor) -> Iterable[Entry]
             records = calendar.changed_since(cursor.base_version, cursor.snapshot_version)
         else:
             records = [record for record in calendar.by_seq if record.seq <= cursor.snapshot_seq]
-        entries = _expanded(calendar, records, query, cursor) if query.single_events else _plain(calendar, records, query, cursor)
-        return _ordered(entries, query, cursor)
+        listed = _expanded if query.single_events else _plain
+        return _ordered(listed(calendar, records, query, cursor), query, cursor)
     position = cursor.position if isinstance(cursor.position, int) else 0
     if incremental:
         records = calendar.changed_since(max(cursor.base_version, position), cursor.snapshot_version)
@@ -298,7 +309,7 @@ def _expanded(calendar: Calendar, records: Iterable[Record], query: Query, curso
     for record in records:
         deleted_too = incremental or query.show_deleted or _deleted_since(record, query)
         if incremental:
-            yield from _lost(calendar, record, query, cursor)
+            yield from _lost(calendar, record, cursor)
         if record.cancelled and not deleted_too:
             continue
         if not record.recurring:
@@ -313,7 +324,7 @@ def _expanded(calendar: Calendar, records: Iterable[Record], query: Query, curso
                 yield 0, record, occurrence
 
 
-def _lost(calendar: Calendar, record: Record, query: Query, cursor: Cursor) -> Iterator[Entry]:
+def _lost(calendar: Calendar, record: Record, cursor: Cursor) -> Iterator[Entry]:
     """Yield the instances a changed series had at the sync token and has no longer."""
     for instance_id, dropped in record.dropped.items():
         if cursor.base_version < dropped.version <= cursor.snapshot_version and instance_id not in calendar.records:

@@ -64,8 +64,8 @@ def import_event(call: Call) -> Resource:
         raise errors.required("Missing iCal UID.")
     for record in calendar.by_seq:
         if record.body.get("iCalUID") == uid and not record.series_id:
-            body = _rewritten(calendar, record.body, sent) | {"organizer": sent.get("organizer", record.body["organizer"])}
-            return _store(call, calendar, record.body, body)
+            organizer = sent.get("organizer", record.body["organizer"])
+            return _store(call, calendar, record.body, _rewritten(record.body, sent) | {"organizer": organizer})
     organizer = sent.get("organizer")
     return _create(call, calendar, sent | {"eventType": "default"}, "_" + call.world.new_id(), organizer=organizer)
 
@@ -101,7 +101,7 @@ def update_event(call: Call) -> Resource:
     calendar, _ = call.calendar("writer")
     current, record = _find(calendar, call.path["eventId"])
     call.check_etag(current["etag"])
-    return _change(call, calendar, record, current, _rewritten(calendar, current, call.resource()))
+    return _change(call, calendar, record, current, _rewritten(current, call.resource()))
 
 
 def delete_event(call: Call) -> None:
@@ -190,9 +190,9 @@ def _create(
     call: Call, calendar: Calendar, sent: Resource, event_id: str, *, organizer: Resource | None = None
 ) -> Resource:
     now = stamp(call.world.clock.now())
-    own = {"email": call.user.email}
+    own: Resource = {"email": call.user.email}
     if calendar.id == call.user.email:
-        own["self"] = True  # type: ignore[assignment]
+        own["self"] = True
     body: Resource = {
         "kind": "calendar#event",
         "etag": "",
@@ -215,11 +215,12 @@ def _create(
     return call.world.commit(calendar, body).body
 
 
-def _rewritten(calendar: Calendar, current: Resource, sent: Resource) -> Resource:
+def _rewritten(current: Resource, sent: Resource) -> Resource:
     """Return the event as an update leaves it: what the client sent plus what the server owns."""
+    defaults = {"status": "confirmed", "sequence": current.get("sequence", 0), "reminders": {"useDefault": True}}
     kept = {name: current[name] for name in _READ_ONLY if name in current}
     body = {name: value for name, value in sent.items() if name not in _READ_ONLY and value is not None}
-    return {"status": "confirmed", "sequence": current.get("sequence", 0), "reminders": {"useDefault": True}} | body | kept
+    return defaults | body | kept
 
 
 def _change(call: Call, calendar: Calendar, record: Record | None, current: Resource, body: Resource) -> Resource:
@@ -315,5 +316,3 @@ def _checked_moment(name: str, moment: Resource, calendar: Calendar, *, recurrin
     if recurring and zone_name is None:
         raise errors.required(f"Missing time zone definition for {name} time.")
     return in_zone({key: value for key, value in moment.items() if key != "date"}, calendar.time_zone)
-
-

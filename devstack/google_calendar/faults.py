@@ -64,7 +64,7 @@ class Rule:
     seen: int = field(default=0)
     fired: int = field(default=0)
 
-    def matches(self, method: str, user: str, calendar: str, page: int, incremental: bool) -> bool:  # noqa: FBT001
+    def matches(self, method: str, user: str, calendar: str, page: int, incremental: bool) -> bool:
         """Whether the rule is about this call."""
         return (
             self.method in (None, method)

@@ -70,7 +70,7 @@ async def write(response: Response, request: Request, scope: Message, send: Send
         return
     body = response.body
     headers = [(b"content-type", response.content_type), *response.headers]
-    # guides/performance#gzip: Accept-Encoding and a User-Agent that contains "gzip" are both needed.
+    # Both headers are needed, says guides/performance.
     if (
         len(body) >= gzip_from
         and b"gzip" in request.headers.get(b"accept-encoding", b"")

@@ -124,7 +124,7 @@ def run_simulator(
         line = process.stdout.readline() if process.stdout else b""
         if not line:
             raise RuntimeError(f"The calendar simulator did not start (exit status {process.wait(_START_TIMEOUT)}).")
-        with Simulator(json.loads(line)) as simulator:
+        with Simulator(json.loads(line), pid=process.pid) as simulator:
             yield simulator
     finally:
         process.terminate()

@@ -46,7 +46,7 @@ def _fields(text: str, whole: str) -> tuple[Mask, str]:
     """Parse `a,b/c,d(e,f)` up to a closing parenthesis; return the mask and what is left."""
     mask: Mask = {}
     while True:
-        inner, text = _field(text, whole, mask)
+        text = _field(text, whole, mask)
         if not text or text[0] == ")":
             return mask, text
         if text[0] != ",":
@@ -54,7 +54,8 @@ def _fields(text: str, whole: str) -> tuple[Mask, str]:
         text = text[1:]
 
 
-def _field(text: str, whole: str, mask: Mask) -> tuple[Mask | None, str]:
+def _field(text: str, whole: str, mask: Mask) -> str:
+    """Parse one field into the mask and return what is left."""
     end = next((i for i, char in enumerate(text) if char in ",/()"), len(text))
     name, text = text[:end].strip(), text[end:]
     if not name:
@@ -62,7 +63,7 @@ def _field(text: str, whole: str, mask: Mask) -> tuple[Mask | None, str]:
     inner: Mask | None = None
     if text.startswith("/"):
         inner = {}
-        _, text = _field(text[1:], whole, inner)
+        text = _field(text[1:], whole, inner)
     elif text.startswith("("):
         inner, text = _fields(text[1:], whole)
         if not text.startswith(")"):
@@ -70,7 +71,7 @@ def _field(text: str, whole: str, mask: Mask) -> tuple[Mask | None, str]:
         text = text[1:]
     known = mask.get(name)
     mask[name] = {**known, **inner} if known and inner else inner
-    return inner, text
+    return text
 
 
 def _bad(text: str) -> errors.ApiError:

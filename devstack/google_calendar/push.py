@@ -121,9 +121,9 @@ class Push:
         channel_id, address = str(sent.get("id") or ""), str(sent.get("address") or "")
         if not channel_id:
             raise errors.required("Missing required field: id")
-        if len(channel_id) > 64:  # noqa: PLR2004 - guides/push: at most 64 characters
+        if len(channel_id) > 64:
             raise errors.invalid("Invalid channel id: at most 64 characters are allowed.")
-        if len(str(sent.get("token") or "")) > 256:  # noqa: PLR2004 - guides/push: at most 256 characters
+        if len(str(sent.get("token") or "")) > 256:
             raise errors.invalid("Invalid channel token: at most 256 characters are allowed.")
         if sent.get("type") not in ("web_hook", "webhook"):
             raise errors.invalid(f"Unknown channel type: {sent.get('type')}")
@@ -223,4 +223,3 @@ class Push:
                 return
             await asyncio.sleep(self._world.settings.push_retry_base * 2**attempt)
         self.outcomes["refused"] += 1
-

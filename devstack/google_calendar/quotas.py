@@ -53,7 +53,7 @@ class Quotas:
 
     def _refusal(self, reason: str) -> errors.ApiError:
         settings = self._settings
-        if settings.quota_status == 429:  # noqa: PLR2004 - an HTTP status
+        if settings.quota_status == 429:
             reason = "rateLimitExceeded"
         return errors.limit_exceeded(reason, settings.quota_status, settings.retry_after or None)
 

@@ -14,7 +14,7 @@ from dateutil import rrule
 from devstack.google_calendar.resource import Resource
 from devstack.google_calendar.times import instant, render, resolve, zone
 
-# "One series ~700 instances" is what unbounded singleEvents listings were observed to hold; the horizon is not documented.
+# Unbounded singleEvents listings were observed to hold about 700 instances a series; the horizon is not documented.
 MAX_INSTANCES = 730
 # Bounds the work a hostile or long-past rule can cause; 20,000 daily steps are 54 years.
 _MAX_STEPS = 20_000

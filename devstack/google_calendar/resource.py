@@ -11,12 +11,17 @@ import orjson
 
 # A resource is open: clients may send fields this simulator has never heard of, and must get them back.
 Resource: TypeAlias = dict[str, Any]
+JsonValue: TypeAlias = Any
+
+
+class NotAnObjectError(ValueError):
+    """A body is JSON, but not an object."""
 
 
 def dumps(value: object) -> bytes:
     """Serialise a JSON value as compact UTF-8.
 
-    Lone surrogates, which orjson refuses, go over the wire as ASCII escapes, as a server in another language sends them.
+    Lone surrogates, which orjson refuses, go over the wire as ASCII escapes, as servers in other languages send them.
     """
     try:
         return orjson.dumps(value)
@@ -37,7 +42,7 @@ def loads_object(body: bytes) -> Resource:
     except orjson.JSONDecodeError:
         value = json.loads(body)
     if not isinstance(value, dict):
-        raise ValueError("The request body must be a JSON object.")
+        raise NotAnObjectError("The request body must be a JSON object.")
     return value
 
 

@@ -20,7 +20,7 @@ _API = "/calendar/v3"
 # google-api-python-client replaces the whole base, service path included, by client_options.api_endpoint; a client that
 # was given the bare root asks for these.
 _ROOTED = ("/calendars", "/users/me/", "/channels/", "/colors")
-_HTML = b"<!DOCTYPE html><html><head><title>Google</title></head><body>We're sorry, but something went wrong.</body></html>"
+_HTML = b"<!DOCTYPE html><html><head><title>Sorry</title></head><body>Something went wrong.</body></html>"
 _FOREVER = 3600.0
 
 
@@ -226,6 +226,6 @@ def _error_response(error: errors.ApiError) -> Response:
     headers = []
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))
-    if error.status == 401:  # noqa: PLR2004 - an HTTP status
+    if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="https://accounts.google.com/", error="invalid_token"'))
     return Response(error.status, error.body(), headers=headers)

@@ -17,7 +17,9 @@ _SUMMARIES = (
     "👩‍👩‍👧‍👦 school pickup", "Встреча", "Focus", "Demo day", "Budget <draft> & plan", "Call \"Acme\", Inc.",
 )  # fmt: skip
 _PLACES = ("Room 4.12", "Zoom", "Café Central, Wien", "東京オフィス 3F", "https://meet.example.com/abc-defg-hij")
-_PARAGRAPH = "<p>Agenda: <b>status</b>, <i>risks</i> &amp; next steps — see <a href='https://example.com/doc'>the doc</a>.</p>"
+_PARAGRAPH = (
+    "<p>Agenda: <b>status</b>, <i>risks</i> &amp; next — see <a href='https://example.com/doc'>the doc</a>.</p>"
+)
 _RULES = (
     ("RRULE:FREQ=WEEKLY;BYDAY={day}", 4),
     ("RRULE:FREQ=WEEKLY;INTERVAL=2;BYDAY={day}", 2),
@@ -75,7 +77,8 @@ class Shapes:
         body = self._body(calendar, self._random.choice(_SUMMARIES))
         match kind:
             case "series" | "all_day_series":
-                yield from self._series(calendar, body, room, kind == "all_day_series", cancelled_instances)
+                body |= self._days(1) if kind == "all_day_series" else self._hours(calendar)
+                yield from self._series(calendar, body, room, cancelled_instances=cancelled_instances)
                 return
             case "all_day":
                 body |= self._days(1)
@@ -93,10 +96,10 @@ class Shapes:
         yield body
 
     def _series(
-        self, calendar: Calendar, body: Resource, room: int, all_day: bool, cancelled_instances: bool  # noqa: FBT001
+        self, calendar: Calendar, body: Resource, room: int, *, cancelled_instances: bool
     ) -> Iterator[Resource]:
-        """Yield a series, and moved and cancelled instances of it."""
-        body |= self._days(1) if all_day else self._hours(calendar)
+        """Yield a series that starts as `body` does, and moved and cancelled instances of it."""
+        all_day = "date" in body["start"]
         first = date.fromisoformat((body["start"].get("date") or body["start"]["dateTime"])[:10])
         rule = "RRULE:FREQ=YEARLY" if all_day else self._random.choice(self._rules)
         body["recurrence"] = [rule.format(day=_DAYS[first.weekday()])]
@@ -135,7 +138,8 @@ class Shapes:
     def _hours(self, calendar: Calendar) -> Resource:
         """Return start and end of a timed event, sometimes in another zone than the calendar's."""
         minutes = self._random.choice((15, 30, 30, 45, 60, 60, 90, 120, 0))
-        begins = self._anchor + timedelta(days=self._random.randint(-540, 365), minutes=15 * self._random.randint(24, 80))
+        days, quarters = self._random.randint(-540, 365), self._random.randint(24, 80)
+        begins = self._anchor + timedelta(days=days, minutes=15 * quarters)
         zone_name = calendar.time_zone if self._random.random() < 0.9 else "America/Chicago"
         return {
             "start": {"dateTime": render(begins, calendar.time_zone), "timeZone": zone_name},
@@ -171,8 +175,8 @@ class Shapes:
         if not calendar.primary or kind == "fromGmail":
             return self._hours(calendar) | ({"eventType": "fromGmail"} if calendar.primary else {})
         if kind == "workingLocation":
-            place = {"type": "homeOffice", "homeOffice": {}}
-            extra: Resource = {"workingLocationProperties": place, "transparency": "transparent", "visibility": "public"}
+            extra: Resource = {"workingLocationProperties": {"type": "homeOffice", "homeOffice": {}}}
+            extra |= {"transparency": "transparent", "visibility": "public"}
             return self._days(1) | {"eventType": kind, "summary": "Home"} | extra
         if kind == "birthday":
             extra = {"recurrence": ["RRULE:FREQ=YEARLY"], "birthdayProperties": {"type": "birthday"}}
@@ -188,7 +192,7 @@ def nasty_events(new_id: Callable[[], str]) -> list[Resource]:
     nasty: list[Resource] = [
         {"summary": "NUL \u0000 inside", **at},
         {"summary": "lone surrogate \ud83d inside", **at},
-        {"summary": "year one", "start": {"dateTime": "0001-01-01T00:00:00Z"}, "end": {"dateTime": "0001-01-01T01:00:00Z"}},
+        {"summary": "year one", "start": {"dateTime": "0001-01-01T00:00:00Z"}, "end": at["end"]},
         {"summary": "year zero", "start": {"date": "0000-12-30"}, "end": {"date": "0000-12-31"}},
         {"summary": "no end", "start": at["start"], "endTimeUnspecified": True},
         {"summary": "no times at all"},

@@ -69,7 +69,7 @@ class Record:
     @property
     def cancelled(self) -> bool:
         """Whether this is a deleted event or a cancelled instance."""
-        return self.body["status"] == "cancelled"
+        return bool(self.body["status"] == "cancelled")
 
     @property
     def raw(self) -> bytes:
@@ -193,14 +193,14 @@ class Calendar:
         if now - self.next_purge < days * DAY:
             return
         self.next_purge = float("inf")
-        for record in [r for r in self.by_seq if r.deleted_at is not None]:
-            if self._belongs_to_live_series(record):
+        for record in list(self.by_seq):
+            if record.deleted_at is None or self._belongs_to_live_series(record):
                 continue
-            if now - record.deleted_at >= days * DAY:  # type: ignore[operator] - filtered above
+            if now - record.deleted_at >= days * DAY:
                 self.purged_version = max(self.purged_version, record.version)
                 self.forget(record)
             else:
-                self.next_purge = min(self.next_purge, record.deleted_at or now)
+                self.next_purge = min(self.next_purge, record.deleted_at)
 
     def _belongs_to_live_series(self, record: Record) -> bool:
         series = self.records.get(record.series_id or "")

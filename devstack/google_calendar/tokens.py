@@ -5,9 +5,11 @@ A token is a sealed JSON array. Whether its content is still good for the reques
 
 import zlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import orjson
+
+from devstack.google_calendar.resource import JsonValue
 
 Params = tuple[tuple[str, str], ...]
 
@@ -52,29 +54,9 @@ def crc(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def _seal(kind: bytes, fields: list[object]) -> str:
-    payload = kind + orjson.dumps(fields)
-    return urlsafe_b64encode(zlib.crc32(payload).to_bytes(4, "big") + payload).decode()
-
-
-def _open(kind: bytes, text: str) -> list[object]:
-    try:
-        sealed = urlsafe_b64decode(text)
-    except ValueError as error:
-        raise BadTokenError("not base64") from error
-    payload = sealed[4:]
-    if payload[:1] != kind or zlib.crc32(payload).to_bytes(4, "big") != sealed[:4]:
-        raise BadTokenError("not a token of this server")
-    fields: list[object] = orjson.loads(payload[1:])
-    return fields
-
-
 def seal_sync(token: SyncToken) -> str:
     """Return the text of a sync token."""
-    return _seal(
-        b"S",
-        [token.collection, token.incarnation, token.epoch, token.role, token.version, token.issued, token.params],
-    )
+    return _seal(b"S", [getattr(token, name) for name in _SYNC_FIELDS])
 
 
 def open_sync(text: str) -> SyncToken:
@@ -83,29 +65,13 @@ def open_sync(text: str) -> SyncToken:
     Raises:
         BadTokenError: if this server never issued it.
     """
-    *fields, params = _open(b"S", text)
-    return SyncToken(*fields, _params(params))  # type: ignore[arg-type] - sealed by seal_sync
+    *values, params = _open(b"S", text)
+    return SyncToken(**dict(zip(_SYNC_FIELDS, (*values, _params(params)), strict=True)))
 
 
 def seal_page(token: PageToken) -> str:
     """Return the text of a page token."""
-    return _seal(
-        b"P",
-        [
-            token.collection,
-            token.incarnation,
-            token.epoch,
-            token.base_version,
-            token.sync_token_crc,
-            token.snapshot_version,
-            token.snapshot_seq,
-            token.position,
-            token.page,
-            token.issued,
-            token.frozen,
-            token.params,
-        ],
-    )
+    return _seal(b"P", [getattr(token, name) for name in _PAGE_FIELDS])
 
 
 def open_page(text: str) -> PageToken:
@@ -114,9 +80,30 @@ def open_page(text: str) -> PageToken:
     Raises:
         BadTokenError: if this server never issued it.
     """
-    *fields, frozen, params = _open(b"P", text)
-    return PageToken(*fields, _params(frozen), _params(params))  # type: ignore[arg-type] - sealed by seal_page
+    *values, frozen, params = _open(b"P", text)
+    return PageToken(**dict(zip(_PAGE_FIELDS, (*values, _params(frozen), _params(params)), strict=True)))
 
 
-def _params(value: object) -> Params:
-    return tuple((name, text) for name, text in value)  # type: ignore[attr-defined] - sealed by this module
+_SYNC_FIELDS = tuple(item.name for item in fields(SyncToken))
+_PAGE_FIELDS = tuple(item.name for item in fields(PageToken))
+
+
+def _seal(kind: bytes, values: list[JsonValue]) -> str:
+    payload = kind + orjson.dumps(values)
+    return urlsafe_b64encode(zlib.crc32(payload).to_bytes(4, "big") + payload).decode()
+
+
+def _open(kind: bytes, text: str) -> list[JsonValue]:
+    try:
+        sealed = urlsafe_b64decode(text)
+    except ValueError as error:
+        raise BadTokenError("not base64") from error
+    payload = sealed[4:]
+    if payload[:1] != kind or zlib.crc32(payload).to_bytes(4, "big") != sealed[:4]:
+        raise BadTokenError("not a token of this server")
+    values: list[JsonValue] = orjson.loads(payload[1:])
+    return values
+
+
+def _params(value: JsonValue) -> Params:
+    return tuple((name, text) for name, text in value)

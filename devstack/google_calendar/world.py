@@ -28,7 +28,16 @@ _ZONES = (
     "Europe/Berlin", "America/New_York", "Asia/Tokyo", "UTC", "Europe/London", "America/Los_Angeles", "Asia/Kolkata",
     "America/Sao_Paulo", "Australia/Lord_Howe", "America/St_Johns", "Pacific/Auckland", "Africa/Cairo",
 )  # fmt: skip
-_TEAMS = ("Team", "Launch plan", "On-call rota", "Rooms 3F", "営業チーム", "Équipe produit", "צוות פיתוח", "Side project 🚀")
+_TEAMS = (
+    "Team",
+    "Launch plan",
+    "On-call rota",
+    "Rooms 3F",
+    "営業チーム",
+    "Équipe produit",
+    "צוות פיתוח",
+    "Side project",
+)
 
 
 class Profile(StrEnum):
@@ -61,7 +70,7 @@ class _Builder:
         self._shapes = Shapes(world.random, world.new_id, min(ANCHOR.timestamp(), world.clock.now()))
 
     def small(self, users: int, events: int) -> None:
-        """Every user has a primary calendar; the first also has a team calendar, shared with the second, and holidays."""
+        """Build primary calendars, a team calendar of the first user shared with the second, and holidays."""
         people = self._people(users)
         if people:
             team = self._secondary(people[0], "Team")
