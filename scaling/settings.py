@@ -49,10 +49,20 @@ class AutomationSettings(BaseSettings):
     )
 
 
-class SyncSettings(BaseSettings):
-    """Google Calendar to Postgres."""
+class SyncScheduleSettings(BaseSettings):
+    """When the sync runs; all of it has defaults, so that definitions load without any environment."""
 
     model_config = SettingsConfigDict(frozen=True)
+
+    sync_cron: str = Field(default="*/2 * * * *", description="When a sync tick starts (cron, UTC).")
+    sync_runs_per_tick: int = Field(default=1, ge=1, le=64, description="Dagster runs that share one tick's work.")
+    sync_poll_interval_seconds: float = Field(
+        default=120.0, ge=0, description="A calendar is due this long after its last sync; jittered by 25 %."
+    )
+
+
+class SyncSettings(SyncScheduleSettings):
+    """Google Calendar to Postgres."""
 
     google_client_id: str = Field(min_length=1, description="OAuth client the tenants granted access to.")
     google_client_secret: SecretStr = Field(description="Its secret.")
@@ -65,14 +75,9 @@ class SyncSettings(BaseSettings):
     google_token_url: str = Field(
         default="https://oauth2.googleapis.com/token", description="OAuth token endpoint; other only in the devstack."
     )
-    sync_cron: str = Field(default="*/2 * * * *", description="When a sync tick starts (cron, UTC).")
-    sync_runs_per_tick: int = Field(default=1, ge=1, le=64, description="Dagster runs that share one tick's work.")
     sync_parallelism: int = Field(default=8, ge=1, le=64, description="Calendars one run works on at a time.")
     sync_time_budget_seconds: float = Field(
         default=100.0, gt=0, le=3600, description="A run claims no new calendar after this long."
-    )
-    sync_poll_interval_seconds: float = Field(
-        default=120.0, ge=0, description="A calendar is due this long after its last sync; jittered by 25 %."
     )
     sync_calendar_list_interval_seconds: float = Field(
         default=3600.0, ge=0, description="How often a connection's full list of calendars is read."

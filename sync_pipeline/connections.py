@@ -107,6 +107,17 @@ def give_another_chance(connection: Connection, workspaces: Sequence[Workspace])
     )
 
 
+def connected_workspaces(connection: Connection) -> list[Workspace]:
+    """Read every workspace that has a Google connection, switched on or not."""
+    rows = connection.execute(
+        """
+        SELECT DISTINCT w.tenant_id, w.id FROM public.workspaces w
+        JOIN public.google_connections g ON g.workspace_id = w.id AND g.tenant_id = w.tenant_id
+        """
+    ).fetchall()
+    return [Workspace(*row) for row in rows]
+
+
 def load_grants(connection: Connection, workspace: Workspace) -> dict[UUID, StoredGrant]:
     """Read the usable grants of a workspace.
 

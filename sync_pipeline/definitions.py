@@ -1,0 +1,41 @@
+"""The Dagster code location of the sync.
+
+Belongs here: putting the pieces together. Does not: any piece.
+"""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from scaling.settings import AutomationSettings, SyncScheduleSettings, load
+from sync_pipeline.assets import GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_ticks
+from sync_pipeline.checks import calendar_events_checks
+from sync_pipeline.jobs import calendar_sync
+from sync_pipeline.resources import SyncResource
+from sync_pipeline.schedules import calendar_sync_schedule
+from sync_pipeline.sensors import workspaces_sensor
+
+
+def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitions:
+    """Make the definitions; no database, Google or secret is needed for it.
+
+    Args:
+        resources: in place of the ones that read the environment.
+
+    Raises:
+        UserError: a setting that shapes the definitions is wrong.
+    """
+    automation = load(AutomationSettings)
+    return dg.Definitions(
+        assets=[GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_ticks],
+        asset_checks=[calendar_events_checks],
+        jobs=[calendar_sync],
+        schedules=[calendar_sync_schedule(load(SyncScheduleSettings), automation)],
+        sensors=[workspaces_sensor(automation)],
+        resources={"sync": SyncResource(), **(resources or {})},
+        # A run is one step that does its own concurrency; a process a step would cost seconds and buys nothing.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()
