@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from scaling.errors import UserError
 from scaling.settings import AutomationSettings, SyncScheduleSettings
 from sync_pipeline.assets import TickConfig
 from sync_pipeline.jobs import calendar_sync
