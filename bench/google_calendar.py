@@ -1,6 +1,6 @@
 """How fast the calendar simulator answers: `python -m bench.google_calendar [seconds]`.
 
-Measures idle incremental `events.list` calls over many keep-alive connections from a separate process, the CPU they cost
+Measures idle incremental `events.list` calls over many keep-alive connections from another process, the CPU they cost
 the server, a full listing of the largest demo calendar, and the building of the demo world. Writes
 var/bench/google_calendar.json.
 """
@@ -110,7 +110,8 @@ def full_listing(simulator: Simulator, user: SimulatedUser, calendar: str) -> tu
     """List a calendar in full; return the number of events and the sync token."""
     url = f"{simulator.url}/calendar/v3/calendars/{quote(calendar, safe='')}/events"
     headers = {"Authorization": f"Bearer {user.access_token}"}
-    count, page = 0, {}
+    count = 0
+    page: dict[str, str] = {}
     while True:
         token = {"pageToken": page["nextPageToken"]} if page else {}
         page = httpx.get(url, params=PARAMETERS | token, headers=headers, timeout=60, trust_env=False).json()

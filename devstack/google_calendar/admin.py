@@ -26,6 +26,7 @@ from devstack.google_calendar.world import Profile
 class Host(Protocol):
     """What the control plane needs of the server."""
 
+    options: Options
     simulation: Simulation
 
     async def reset(self, options: Options) -> None:
@@ -74,16 +75,17 @@ async def _world(host: Host, _path: list[str], _body: Resource) -> Resource:
 
 
 async def _reset(host: Host, _path: list[str], body: Resource) -> Resource:
-    old = host.simulation.options
-    settings = configured(Settings(), body.get("settings", {}))
+    """Build a new world from the options the server was started with, changed as the request says."""
+    start = host.options
+    settings = configured(start.settings, body.get("settings", {}))
     clock = body.get("clock")
     options = Options(
-        seed=int(body.get("seed", old.seed)),
-        profile=Profile(body.get("profile", old.profile)),
-        users=int(body.get("users", old.users)),
-        events=int(body.get("events", old.events)),
-        clock=datetime.fromisoformat(clock) if clock else None,
-        frozen=bool(body.get("frozen", False)),
+        seed=int(body.get("seed", start.seed)),
+        profile=Profile(body.get("profile", start.profile)),
+        users=int(body.get("users", start.users)),
+        events=int(body.get("events", start.events)),
+        clock=datetime.fromisoformat(clock) if clock else start.clock,
+        frozen=bool(body.get("frozen", start.frozen)),
         settings=settings,
     )
     await host.reset(options)
@@ -219,7 +221,7 @@ async def _truth(host: Host, path: list[str], _body: Resource) -> Resource:
         {name: record.body[name] for name in ("id", "recurringEventId", "originalStartTime")}
         for exceptions in calendar.exceptions.values()
         for record in exceptions.values()
-        if record.cancelled
+        if record.cancelled and calendar.of_live_series(record)
     ]
     events = [record.body for record in calendar.live()]
     return {"version": calendar.version, "events": events, "cancelled_instances": cancelled}

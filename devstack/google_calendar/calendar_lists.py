@@ -80,8 +80,8 @@ def get_entry(call: Call) -> Resource:
 def insert_entry(call: Call) -> Resource:
     """Answer calendarList.insert: an existing calendar the user may see joins the list."""
     sent = call.resource()
-    calendar, _ = call.calendar(name=str(sent.get("id", "")))
-    entry = call.user.entries.get(calendar.id) or ListEntry(calendar)
+    calendar, role = call.calendar(name=str(sent.get("id", "")))
+    entry = call.user.entries.get(calendar.id) or ListEntry(calendar, role=role)
     entry.deleted = False
     entry.own = {"selected": True} | {name: sent[name] for name in _OWN if name in sent}
     call.world.commit_entry(call.user, entry)
@@ -136,7 +136,7 @@ def _shown(user: User, entry: ListEntry) -> Resource:
         "id": calendar.id,
         "summary": calendar.summary,
         "timeZone": calendar.time_zone,
-        "accessRole": calendar.roles.get(user.email, "none"),
+        "accessRole": calendar.roles.get(user.email, entry.role),
         "conferenceProperties": {"allowedConferenceSolutionTypes": ["hangoutsMeet"]},
         "colorId": "14",
         "backgroundColor": "#9fe1e7",

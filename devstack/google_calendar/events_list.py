@@ -77,7 +77,7 @@ def list_events(call: Call) -> ListPage:
     world = call.world
     calendar.purge(world.clock.now(), world.settings.tombstone_days)
     params = _params(call)
-    if call.query.get("syncToken") and (_RESTRICTIONS.intersection(call.query) or call.flag("showDeleted") is False):
+    if call.text("syncToken") and (any(map(call.text, _RESTRICTIONS)) or call.flag("showDeleted") is False):
         raise errors.sync_token_restrictions()
     cursor = begin(
         call,
@@ -294,11 +294,10 @@ def _plain(calendar: Calendar, records: Iterable[Record], query: Query, cursor: 
     """Yield the records that a listing without expansion shows."""
     incremental = cursor.base_version >= 0
     for record in records:
-        if record.cancelled and not (incremental or query.show_deleted or _deleted_since(record, query)):
-            # Cancelled instances belong to the description of their series and are listed even so (discovery).
-            series = calendar.records.get(record.series_id or "")
-            if series is None or series.cancelled:
-                continue
+        # Cancelled instances belong to the description of their series and are always listed (discovery).
+        told = incremental or query.show_deleted or _deleted_since(record, query) or calendar.of_live_series(record)
+        if record.cancelled and not told:
+            continue
         if not query.filters or _matches(record, query, calendar, ever=incremental):
             yield record.seq, record, None
 
@@ -306,6 +305,7 @@ def _plain(calendar: Calendar, records: Iterable[Record], query: Query, cursor: 
 def _expanded(calendar: Calendar, records: Iterable[Record], query: Query, cursor: Cursor) -> Iterator[Entry]:
     """Yield single events, exceptions and the other occurrences of series, unordered."""
     incremental = cursor.base_version >= 0
+    timeless = replace(query, time_min=None, time_max=None)  # each occurrence is held against the window by itself
     for record in records:
         deleted_too = incremental or query.show_deleted or _deleted_since(record, query)
         if incremental:
@@ -316,7 +316,7 @@ def _expanded(calendar: Calendar, records: Iterable[Record], query: Query, curso
             if not query.filters or _matches(record, query, calendar, ever=incremental):
                 yield 0, record, None
             continue
-        if query.filters and not _matches(record, replace(query, time_min=None, time_max=None), calendar, ever=False):
+        if query.filters and not _matches(record, timeless, calendar, ever=False):
             continue
         exceptions = calendar.exceptions.get(record.id, {})
         for occurrence in occurrences(record.body, calendar.time_zone, after=query.time_min, before=query.time_max):
@@ -327,7 +327,8 @@ def _expanded(calendar: Calendar, records: Iterable[Record], query: Query, curso
 def _lost(calendar: Calendar, record: Record, cursor: Cursor) -> Iterator[Entry]:
     """Yield the instances a changed series had at the sync token and has no longer."""
     for instance_id, dropped in record.dropped.items():
-        if cursor.base_version < dropped.version <= cursor.snapshot_version and instance_id not in calendar.records:
+        lost = cursor.base_version < dropped.version <= cursor.snapshot_version
+        if lost and instance_id not in calendar.exceptions.get(record.id, {}):
             yield 0, record, (instance_id, dropped)
 
 

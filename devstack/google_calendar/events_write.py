@@ -91,7 +91,8 @@ def patch_event(call: Call) -> Resource:
     current, record = _find(calendar, call.path["eventId"])
     call.check_etag(current["etag"])
     change = {name: value for name, value in call.resource().items() if name not in _READ_ONLY}
-    if current["status"] == "cancelled" and change.get("status") not in ("confirmed", "tentative"):
+    restored = change.get("status") in ("confirmed", "tentative") and not (record and record.bare)
+    if current["status"] == "cancelled" and not restored:
         raise errors.deleted()
     return _change(call, calendar, record, current, patched(current, change))
 
@@ -101,6 +102,8 @@ def update_event(call: Call) -> Resource:
     calendar, _ = call.calendar("writer")
     current, record = _find(calendar, call.path["eventId"])
     call.check_etag(current["etag"])
+    if record is not None and record.bare:
+        raise errors.deleted()
     return _change(call, calendar, record, current, _rewritten(current, call.resource()))
 
 
@@ -202,7 +205,7 @@ def _create(
         "created": now,
         "updated": now,
     }
-    body |= {name: value for name, value in sent.items() if name not in _READ_ONLY and value is not None}
+    body |= {name: value for name, value in patched({}, sent).items() if name not in _READ_ONLY}
     body |= {
         "creator": own,
         "organizer": organizer or _organizer(calendar),
@@ -219,7 +222,7 @@ def _rewritten(current: Resource, sent: Resource) -> Resource:
     """Return the event as an update leaves it: what the client sent plus what the server owns."""
     defaults = {"status": "confirmed", "sequence": current.get("sequence", 0), "reminders": {"useDefault": True}}
     kept = {name: current[name] for name in _READ_ONLY if name in current}
-    body = {name: value for name, value in sent.items() if name not in _READ_ONLY and value is not None}
+    body = {name: value for name, value in patched({}, sent).items() if name not in _READ_ONLY}
     return defaults | body | kept
 
 
@@ -232,7 +235,7 @@ def _change(call: Call, calendar: Calendar, record: Record | None, current: Reso
 
 
 def _store(call: Call, calendar: Calendar, current: Resource, body: Resource) -> Resource:
-    """Validate a changed event and commit it if anything differs."""
+    """Validate a changed event and commit it if anything differs; a restored series gets its exceptions back."""
     _validate(body, calendar)
     changed = {name for name in {*current, *body} if current.get(name) != body.get(name)}
     if not changed and current["id"] in calendar.records:
@@ -241,15 +244,20 @@ def _store(call: Call, calendar: Calendar, current: Resource, body: Resource) ->
         body["sequence"] = body.get("sequence", 0) + 1
     # Updating event reminders does not change `updated` (discovery: Event.updated).
     stored = call.world.commit(calendar, body, touch=changed != {"reminders"})
-    if changed.intersection(_TIMES):
+    for exception in calendar.buried.pop(stored.id, ()):
+        call.world.commit(calendar, exception)
+    if changed.intersection((*_TIMES, "status")):
         _cancel_orphans(call.world, calendar, stored)
     return stored.body
 
 
 def _cancel(world: World, calendar: Calendar, current: Resource, *, bare: bool = False) -> Resource:
     """Mark an event deleted; a series takes its exceptions with it without mentioning them."""
-    for exception in list(calendar.exceptions.pop(current["id"], {}).values()):
+    exceptions = list(calendar.exceptions.pop(current["id"], {}).values())
+    for exception in exceptions:
         calendar.forget(exception)
+    if exceptions and not bare:
+        calendar.buried[current["id"]] = [exception.body for exception in exceptions]
     return world.commit(calendar, current | {"status": "cancelled"}, bare=bare).body
 
 
@@ -304,6 +312,8 @@ def _checked_moment(name: str, moment: Resource, calendar: Calendar, *, recurrin
     zone_name = moment.get("timeZone")
     if zone_name is not None and zone(zone_name) is None:
         raise errors.invalid(f"Invalid time zone definition for {name} time.")
+    if moment.get("date") and moment.get("dateTime"):
+        raise errors.invalid(f"Invalid {name} time.")
     try:
         if moment.get("date"):
             return {"date": date.fromisoformat(moment["date"]).isoformat()}

@@ -54,6 +54,7 @@ def serve(options: Options, host: str, port: int, *, parent: int | None = None) 
             access_log=False,
             log_level="error",
             server_header=False,
+            timeout_keep_alive=120,
             timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)

@@ -13,17 +13,52 @@ from devstack.google_calendar.resource import Resource
 Mask: TypeAlias = dict[str, Optional["Mask"]]
 
 
+_LIST = frozenset({"etag", "items", "kind", "nextPageToken", "nextSyncToken"})
+_EVENT = (
+    "anyoneCanAddSelf attachments attendees attendeesOmitted birthdayProperties colorId conferenceData created creator"
+    " description end endTimeUnspecified etag eventLabelId eventType extendedProperties focusTimeProperties gadget"
+    " guestsCanInviteOthers guestsCanModify guestsCanSeeOtherGuests hangoutLink htmlLink iCalUID id kind location"
+    " locked organizer originalStartTime outOfOfficeProperties privateCopy recurrence recurringEventId reminders"
+    " sequence source start status summary transparency updated visibility workingLocationProperties"
+)
+_ENTRY = (
+    "accessRole autoAcceptInvitations backgroundColor colorId conferenceProperties dataOwner defaultReminders deleted"
+    " description etag foregroundColor hidden id kind location notificationSettings primary selected summary"
+    " summaryOverride timeZone"
+)
+# The field names of the discovery document's schemas, by kind; other kinds are not checked.
+_KNOWN: dict[str, frozenset[str]] = {
+    "calendar#events": _LIST | {"accessRole", "defaultReminders", "description", "summary", "timeZone", "updated"},
+    "calendar#event": frozenset(_EVENT.split()),
+    "calendar#calendarList": _LIST,
+    "calendar#calendarListEntry": frozenset(_ENTRY.split()),
+}
+_ITEMS = {"calendar#events": "calendar#event", "calendar#calendarList": "calendar#calendarListEntry"}
+
+
 @lru_cache(maxsize=256)
-def parse(text: str) -> Mask:
-    """Parse a `fields` value.
+def parse(text: str, kind: str) -> Mask:
+    """Parse a `fields` value for a resource of this kind.
 
     Raises:
-        ApiError: 400 if it cannot be parsed.
+        ApiError: 400 if it cannot be parsed or names a field that a resource of the kind never has.
     """
     mask, rest = _fields(text, text)
     if rest:
         raise _bad(text)
+    _check(mask, kind)
     return mask
+
+
+def _check(mask: Mask, kind: str) -> None:
+    known = _KNOWN.get(kind)
+    if known is None:
+        return
+    for name, inner in mask.items():
+        if name != "*" and name not in known:
+            raise _bad(name)
+        if name == "items" and inner is not None:
+            _check(inner, _ITEMS[kind])
 
 
 def masked(value: Resource, mask: Mask) -> Resource:

@@ -29,6 +29,7 @@ class Server:
 
     def __init__(self, options: Options, url: str) -> None:
         """Serve the world made from `options` under the root `url`."""
+        self.options = options
         self.simulation = Simulation(options, url)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -201,7 +202,8 @@ def _success(result: Resource | ListPage | None, call: Call, rules: list[Rule]) 
             response = Response(304, headers=[(b"etag", etag.encode())])
         else:
             fields = call.text("fields")
-            mask = parse_mask(fields) if fields else None
+            head = result.head if isinstance(result, ListPage) else result
+            mask = parse_mask(fields, str(head.get("kind"))) if fields else None
             if isinstance(result, ListPage):
                 for rule in rules:
                     if rule.kind in PAGE_KINDS:

@@ -2,7 +2,7 @@
 
 import random
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from devstack.google_calendar.clock import VirtualClock, stamp
@@ -39,7 +39,7 @@ class Simulation:
         rng = random.Random(options.seed)  # noqa: S311 - repeatable, not secret
         self.options = options
         self.url = url
-        self.settings = options.settings
+        self.settings = replace(options.settings)  # may be changed while it runs
         self.clock = VirtualClock(options.clock, frozen=options.frozen)
         # Not seeded: a restarted server has forgotten its changes, so tokens of the old process must not fit.
         self.world = World(self.clock, self.settings, rng, incarnation=secrets.randbits(48))

@@ -140,6 +140,7 @@ class Calendar:
     by_seq: list[Record] = field(default_factory=list)
     changes: dict[str, Record] = field(default_factory=dict)  # oldest change first
     exceptions: dict[str, dict[str, Record]] = field(default_factory=dict)  # series id -> its exceptions
+    buried: dict[str, list[Resource]] = field(default_factory=dict)  # deleted series id -> the exceptions it had
 
     def commit(self, body: Resource, now: float, *, touch: bool = True, bare: bool = False) -> Record:
         """Store `body` (complete, with `id` and `status`) as the newest change of this calendar.
@@ -194,17 +195,19 @@ class Calendar:
             return
         self.next_purge = float("inf")
         for record in list(self.by_seq):
-            if record.deleted_at is None or self._belongs_to_live_series(record):
+            if record.deleted_at is None or self.of_live_series(record):
                 continue
             if now - record.deleted_at >= days * DAY:
                 self.purged_version = max(self.purged_version, record.version)
+                self.buried.pop(record.id, None)
                 self.forget(record)
             else:
                 self.next_purge = min(self.next_purge, record.deleted_at)
 
-    def _belongs_to_live_series(self, record: Record) -> bool:
+    def of_live_series(self, record: Record) -> bool:
+        """Whether the record is an exception of a series that still exists."""
         series = self.records.get(record.series_id or "")
-        return series is not None and not series.cancelled
+        return series is not None and series.recurring and not series.cancelled
 
     def changed_since(self, version: int, upto: int) -> list[Record]:
         """Return the records whose last change lies in (version, upto], oldest change first."""
@@ -252,6 +255,7 @@ class ListEntry:
 
     calendar: Calendar
     own: Resource = field(default_factory=dict)  # selected, hidden, colorId, summaryOverride, defaultReminders …
+    role: str = "reader"  # the user's access role, kept for the entry's tombstone when access ends
     version: int = 0
     deleted: bool = False
 
@@ -327,7 +331,9 @@ class World:
         calendar.roles[user.email] = role
         if entry is None or entry.deleted:
             own = {"selected": True, "defaultReminders": [{"method": "popup", "minutes": 10}]}
-            self.commit_entry(user, ListEntry(calendar, own))
+            entry = ListEntry(calendar, own)
+            self.commit_entry(user, entry)
+        entry.role = role
 
     def commit_entry(self, user: User, entry: ListEntry) -> None:
         """Store a change of a user's calendar list and announce it."""
