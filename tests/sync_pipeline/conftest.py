@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from random import Random
 from uuid import UUID, uuid4
 
+import dagster as dg
 import psycopg
 import pytest
 from cryptography.fernet import Fernet
 
 from devstack.google_calendar import SimulatedUser, Simulator, Truth, run_simulator
-from devstack.servers import Database
+from devstack.servers import Database, Servers
 from scaling.databases import DatabaseRouter, Shard
 from sync_pipeline import tick
 from sync_pipeline.cadence import Cadence
@@ -159,7 +160,7 @@ def tick_once(services: Services) -> Callable[[], TickResult]:
 def differences(saas: Saas, workspace: Workspace, calendar_id: str, truth: Truth) -> dict[str, object]:
     """What Postgres shows and Google has, where they differ; empty when they agree."""
     live = {event_id: (e.get("status"), e.get("summary")) for event_id, e in truth.events.items()}
-    cancelled = {event_id: ("cancelled",) for event_id in truth.cancelled_instances}
+    cancelled = dict.fromkeys(truth.cancelled_instances, ("cancelled",))
     wanted: dict[str, object] = {**live, **cancelled}
     shown: dict[str, object] = {
         event_id: row[:1] if row[0] == "cancelled" else row[:2]
@@ -170,3 +171,50 @@ def differences(saas: Saas, workspace: Workspace, calendar_id: str, truth: Truth
         for event_id in wanted.keys() | shown.keys()
         if wanted.get(event_id) != shown.get(event_id)
     }
+
+
+@pytest.fixture
+def sync_environment(
+    database: Database, google: Simulator, settings_environment: Callable[..., None]
+) -> Callable[..., None]:
+    """Set the variables a run reads: `sync_environment(SYNC_PARALLELISM="2")`."""
+
+    def apply(**others: str) -> None:
+        settings_environment(
+            database,
+            **{
+                "GOOGLE_CLIENT_ID": "client",
+                "GOOGLE_CLIENT_SECRET": "secret-of-the-client",
+                "GRANT_ENCRYPTION_KEYS": KEY,
+                "GOOGLE_API_ENDPOINT": google.url,
+                "GOOGLE_TOKEN_URL": google.token_url,
+                "SYNC_POLL_INTERVAL_SECONDS": "0",
+                "SYNC_CALENDAR_LIST_INTERVAL_SECONDS": "0",
+                **others,
+            },
+        )
+
+    apply()
+    return apply
+
+
+@pytest.fixture(scope="module")
+def instance(running_servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    """A Dagster instance whose storage is Postgres, as in production."""
+    name = f"dagster_{uuid4().hex[:12]}"
+    server = running_servers.postgres
+    server.create_database(name)
+    storage = {
+        "username": "postgres",
+        "password": server.password,
+        "hostname": "127.0.0.1",
+        "port": server.port,
+        "db_name": name,
+        "scheme": "postgresql+psycopg2",
+    }
+    with dg.instance_for_test(
+        overrides={"storage": {"postgres": {"postgres_db": storage}}},
+        temp_dir=str(tmp_path_factory.mktemp("dagster")),
+    ) as made:
+        yield made
+    server.drop_database(name)

@@ -10,7 +10,7 @@ from cryptography.fernet import Fernet
 from scaling.errors import UserError
 from sync_pipeline.grants import GrantCipher, UnreadableGrantError, main
 
-TOKEN = "1//refresh-token-of-a-person"  # noqa: S105
+TOKEN = "1//refresh-token-of-a-person"
 
 
 def key() -> str:

@@ -1,0 +1,310 @@
+"""The sync inside Dagster: a real instance on Postgres storage, real runs, the statuses the UI shows."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from devstack.google_calendar import Simulator
+from scaling.errors import UserError
+from sync_pipeline.assets import calendar_events
+from sync_pipeline.columns import CALENDAR_EVENTS
+from sync_pipeline.definitions import build_defs
+from sync_pipeline.partitions import workspaces as partitions
+from sync_pipeline.resources import SyncResource
+from tests.sync_pipeline.conftest import Saas
+from tests.sync_pipeline.test_sync import meeting
+
+Environment = Callable[..., None]
+
+
+def run_tick(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return build_defs().resolve_job_def("calendar_sync").execute_in_process(instance=instance, raise_on_error=False)
+
+
+def materialized(instance: dg.DagsterInstance, run_id: str) -> dict[str, dict[str, object]]:
+    """Partitions of calendar_events a run materialized, with what it says of each."""
+    records = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    found = {}
+    for record in records:
+        event = record.asset_materialization
+        if event is not None and event.asset_key == calendar_events.key and event.partition is not None:
+            found[event.partition] = {name: value.value for name, value in event.metadata.items()}
+    return found
+
+
+def statuses(instance: dg.DagsterInstance, keys: Iterable[str]) -> dict[str, AssetPartitionStatus | None]:
+    found = instance.get_status_by_partition(calendar_events.key, list(keys), partitions) or {}
+    return dict(found)
+
+
+def numbers(result: dg.ExecuteInProcessResult) -> dict[str, object]:
+    (event,) = result.asset_materializations_for_node("sync_ticks")
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_a_tick_materializes_only_the_workspaces_that_changed(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    users = [google.add_user(f"user-{n}@example.com") for n in range(3)]
+    for user in users:
+        google.edit(user.calendars[0], [{"op": "insert", "event": meeting(n)} for n in range(2)])
+    workspaces = [saas.workspace() for _ in users]
+    for workspace, user in zip(workspaces, users, strict=True):
+        saas.connect(workspace, user)
+    keys = [workspace.partition_key for workspace in workspaces]
+
+    first = run_tick(instance)
+    assert first.success
+    assert set(materialized(instance, first.run_id)) == set(keys)
+    assert numbers(first)["events_upserted"] == 6
+
+    idle = run_tick(instance)
+    assert idle.success
+    assert materialized(instance, idle.run_id) == {}
+    assert numbers(idle)["incremental_syncs"] == 3
+
+    google.edit(users[1].calendars[0], [{"op": "insert", "event": meeting(9)}])
+    third = run_tick(instance)
+    shown = materialized(instance, third.run_id)
+    assert set(shown) == {keys[1]}
+    assert shown[keys[1]]["events_upserted"] == 1
+    assert shown[keys[1]]["dagster/partition_row_count"] == 3
+    assert set(statuses(instance, keys).values()) == {AssetPartitionStatus.MATERIALIZED}
+
+
+def test_a_workspace_that_needs_a_human_turns_red_once_and_green_when_it_is_well_again(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    ann, bob = google.add_user("ann@example.com"), google.add_user("bob@example.com")
+    well, sick = saas.workspace(), saas.workspace()
+    saas.connect(well, ann)
+    connection = saas.connect(sick, bob)
+    run_tick(instance)
+
+    google.revoke("bob@example.com")
+    told = run_tick(instance)
+    assert not told.success
+    failure = told.failure_data_for_node("sync_ticks")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert sick.partition_key in str(failure.user_failure_data.description)
+    assert "connected again" in str(failure.user_failure_data.description)
+    assert statuses(instance, [sick.partition_key, well.partition_key]) == {
+        sick.partition_key: AssetPartitionStatus.FAILED,
+        well.partition_key: AssetPartitionStatus.MATERIALIZED,
+    }
+
+    google.reset_counts()
+    quiet = run_tick(instance)
+    assert quiet.success, "it has been told already"
+    assert google.counts().count(user="bob@example.com") == 0
+    assert statuses(instance, [sick.partition_key])[sick.partition_key] == AssetPartitionStatus.FAILED
+
+    google.reinstate("bob@example.com")
+    saas.regrant(connection, bob.refresh_token)
+    assert run_tick(instance).success
+    assert statuses(instance, [sick.partition_key])[sick.partition_key] == AssetPartitionStatus.MATERIALIZED
+
+
+def test_a_missing_setting_fails_the_run_with_one_clear_sentence(
+    google: Simulator, instance: dg.DagsterInstance, sync_environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOOGLE_CLIENT_ID")
+    result = run_tick(instance)
+    failure = result.failure_data_for_node("sync_ticks")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert str(failure.user_failure_data.description).startswith("GOOGLE_CLIENT_ID is not set")
+
+
+def test_a_wrong_client_secret_fails_the_run_and_names_the_setting(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    saas.connect(saas.workspace(), google.add_user("ann@example.com"))
+    google.configure(client_id="another", client_secret="another")
+    try:
+        result = run_tick(instance)
+    finally:
+        google.configure(client_id="", client_secret="")
+    failure = result.failure_data_for_node("sync_ticks")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert "GOOGLE_CLIENT_SECRET" in str(failure.user_failure_data.description)
+
+
+def test_the_definitions_load_in_a_fresh_interpreter_without_any_environment() -> None:
+    program = "import dagster as dg, sync_pipeline.definitions as d; dg.Definitions.validate_loadable(d.defs)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert "Warning" not in loaded.stderr.replace("RuntimeDirWarning", "")
+
+
+def test_a_wrong_cron_expression_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNC_CRON", "every two minutes")
+    with pytest.raises(UserError, match="SYNC_CRON must be a cron expression"):
+        build_defs()
+
+
+def test_materializing_a_workspace_syncs_it_at_once_and_can_read_it_completely(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    sync_environment(SYNC_POLL_INTERVAL_SECONDS="3600", SYNC_CALENDAR_LIST_INTERVAL_SECONDS="3600")
+    user = google.add_user("ann@example.com")
+    google.edit(user.calendars[0], [{"op": "insert", "event": meeting()}])
+    workspace = saas.workspace()
+    saas.connect(workspace, user)
+    key = workspace.partition_key
+    instance.add_dynamic_partitions("workspaces", [key])
+
+    def materialize(*, full_resync: bool) -> dg.ExecuteInProcessResult:
+        return dg.materialize(
+            [calendar_events],
+            selection=[calendar_events],
+            partition_key=key,
+            instance=instance,
+            resources={"sync": SyncResource()},
+            run_config={"ops": {"calendar_events": {"config": {"full_resync": full_resync}}}},
+        )
+
+    assert materialized(instance, materialize(full_resync=False).run_id)[key]["events_upserted"] == 1
+    google.reset_counts()
+    assert set(materialized(instance, materialize(full_resync=False).run_id)) == {key}, "shown even when unchanged"
+    assert google.counts().count("events.list", incremental=True) == 1
+    materialize(full_resync=True)
+    assert google.counts().count("events.list", incremental=False) == 1
+
+
+def test_a_run_over_several_workspaces_materializes_the_well_ones_and_fails_the_others(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    users = [google.add_user(f"user-{n}@example.com") for n in range(3)]
+    workspaces = [saas.workspace() for _ in range(4)]
+    for workspace, user in zip(workspaces, users, strict=False):
+        saas.connect(workspace, user)
+    keys = [workspace.partition_key for workspace in workspaces]
+    instance.add_dynamic_partitions("workspaces", keys)
+    google.revoke(users[1].email)
+
+    result = dg.materialize(
+        [calendar_events],
+        selection=[calendar_events],
+        instance=instance,
+        resources={"sync": SyncResource()},
+        tags={"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[3]},
+        raise_on_error=False,
+    )
+
+    assert not result.success
+    assert set(materialized(instance, result.run_id)) == {keys[0], keys[2]}
+    failure = result.failure_data_for_node("calendar_events")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    told = str(failure.user_failure_data.description)
+    assert f"{keys[1]}: its Google account has to be connected again" in told
+    assert f"{keys[3]}: it has no Google connection" in told
+    assert statuses(instance, keys) == {
+        keys[0]: AssetPartitionStatus.MATERIALIZED,
+        keys[1]: AssetPartitionStatus.FAILED,
+        keys[2]: AssetPartitionStatus.MATERIALIZED,
+        keys[3]: AssetPartitionStatus.FAILED,
+    }
+
+
+def test_the_sensor_keeps_partitions_in_step_and_an_empty_answer_removes_nothing(
+    google: Simulator, saas: Saas, sync_environment: Environment
+) -> None:
+    sensor = build_defs().get_sensor_def("workspaces_sensor")
+
+    def look(instance: dg.DagsterInstance) -> list[tuple[str, list[str]]]:
+        with dg.build_sensor_context(instance=instance, resources={"sync": SyncResource()}) as context:
+            result = sensor(context)
+        if isinstance(result, dg.SkipReason):
+            return []
+        assert isinstance(result, dg.SensorResult)
+        return [(type(r).__name__, sorted(r.partition_keys)) for r in result.dynamic_partitions_requests or []]
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("workspaces", ["gone"])
+        assert look(instance) == [], "nothing in the database is no reason to remove anything"
+
+        workspace = saas.workspace()
+        saas.connect(workspace, google.add_user("ann@example.com"))
+        assert look(instance) == [
+            ("AddDynamicPartitionsRequest", [workspace.partition_key]),
+            ("DeleteDynamicPartitionsRequest", ["gone"]),
+        ]
+        instance.add_dynamic_partitions("workspaces", [workspace.partition_key])
+        run = instance.create_run_for_job(
+            build_defs().resolve_job_def("calendar_sync"),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"dagster/partition": "gone"},
+        )
+        assert look(instance) == [], "a run is at work on it"
+        instance.report_run_failed(run)
+        assert look(instance) == [("DeleteDynamicPartitionsRequest", ["gone"])]
+
+
+def test_the_schedule_starts_one_run_per_shard_and_leaves_out_shards_that_wait(
+    sync_environment: Environment,
+) -> None:
+    sync_environment(SYNC_RUNS_PER_TICK="2")
+    definitions = build_defs()
+    schedule = definitions.get_schedule_def("calendar_sync_schedule")
+    with dg.instance_for_test() as instance:
+        moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
+        context = dg.build_schedule_context(instance=instance, scheduled_execution_time=moment)
+        requests = schedule.evaluate_tick(context).run_requests or []
+        assert [request.tags["sync/shard"] for request in requests] == ["0", "1"]
+        assert [request.run_config["ops"]["sync_ticks"]["config"] for request in requests] == [
+            {"shard": 0, "of": 2},
+            {"shard": 1, "of": 2},
+        ]
+        instance.create_run_for_job(
+            definitions.resolve_job_def("calendar_sync"),
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags={"sync/shard": "0"},
+        )
+        requests = schedule.evaluate_tick(context).run_requests or []
+        assert [request.tags["sync/shard"] for request in requests] == ["1"]
+
+
+@pytest.mark.parametrize("autostart", [True, False])
+def test_schedules_and_sensors_start_by_themselves_only_when_told(
+    autostart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_AUTOSTART", str(autostart))
+    definitions = build_defs()
+    running = {
+        definitions.get_schedule_def("calendar_sync_schedule").default_status == dg.DefaultScheduleStatus.RUNNING,
+        definitions.get_sensor_def("workspaces_sensor").default_status == dg.DefaultSensorStatus.RUNNING,
+    }
+    assert running == {autostart}
+
+
+def test_every_asset_says_what_it_is(google: Simulator) -> None:
+    for spec in build_defs().resolve_all_asset_specs():
+        assert spec.description, spec.key
+        assert spec.group_name == "google_calendar"
+        assert spec.owners == ["team:platform"]
+        assert spec.kinds
+
+
+def test_the_column_schema_is_the_views(saas: Saas) -> None:
+    columns = saas.execute(
+        "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a "
+        "WHERE a.attrelid = 'sync.calendar_events'::regclass AND a.attnum > 0 ORDER BY a.attnum"
+    )
+    long_names = {"timestamptz": "timestamp with time zone"}
+    assert [(name, long_names.get(kind, kind)) for name, kind, _ in CALENDAR_EVENTS] == columns
