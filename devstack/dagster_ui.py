@@ -57,6 +57,16 @@ query ($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
   ... on PartitionBackfill { status error { message } assetBackfillData { assetBackfillStatuses {
     ... on AssetPartitionsStatusCounts { numPartitionsMaterialized numPartitionsFailed numPartitionsTargeted } } } } } }
 """
+PARTITIONS = """
+query ($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { __typename
+  ... on AssetNode { partitionKeys } } }
+"""
+NUMBERS = """
+query ($key: AssetKeyInput!) { assetOrError(assetKey: $key) { __typename
+  ... on Error { message }
+  ... on Asset { assetMaterializations(limit: 10000) { partition metadataEntries { label
+    ... on IntMetadataEntry { intValue } ... on FloatMetadataEntry { floatValue } } } } } }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +219,37 @@ class DagsterUi:
             {"params": {"assetSelection": [{"path": [asset]}], "partitionNames": list(partitions), "title": title}},
         )["launchPartitionBackfill"]
         return str(_expect(answer, "LaunchBackfillSuccess")["backfillId"])
+
+    def partitions(self, asset: str) -> list[str]:
+        """List the partition keys of an asset, oldest first.
+
+        Args:
+            asset: its key.
+        """
+        answer = _expect(self.query(PARTITIONS, {"key": {"path": [asset]}})["assetNodeOrError"], "AssetNode")
+        return [str(key) for key in answer["partitionKeys"]]
+
+    def numbers(self, asset: str) -> dict[str | None, dict[str, float]]:
+        """Read the numeric metadata of each partition's latest materialization.
+
+        Args:
+            asset: its key.
+
+        Returns:
+            Partition key (None without partitions) to label to number; partitions never materialized are left out.
+        """
+        answer = _expect(self.query(NUMBERS, {"key": {"path": [asset]}})["assetOrError"], "Asset")
+        latest: dict[str | None, dict[str, float]] = {}
+        for materialization in answer["assetMaterializations"]:  # newest first
+            latest.setdefault(
+                materialization["partition"],
+                {
+                    entry["label"]: next(entry[name] for name in ("intValue", "floatValue") if name in entry)
+                    for entry in materialization["metadataEntries"]
+                    if "intValue" in entry or "floatValue" in entry
+                },
+            )
+        return latest
 
     def runs(
         self,

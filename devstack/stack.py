@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from cryptography.fernet import Fernet
 
 from devstack import saas, servers
 from devstack.dagster_ui import DagsterUi
+from devstack.google_calendar import Simulator
 from devstack.processes import CHECKOUT, Supervisor, free_port
 from devstack.saas import seed
 from devstack.servers import Bucket, Database
@@ -39,27 +40,6 @@ INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TERM")
 
 
 @dataclass(frozen=True, slots=True)
-class GoogleUser:
-    """One account of the simulator."""
-
-    email: str
-    refresh_token: str = field(repr=False)
-    access_token: str = field(repr=False)
-    calendars: tuple[str, ...]
-    note: str | None
-    """What is wrong with it on purpose, None for most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Google:
-    """The running Google Calendar simulator."""
-
-    url: str
-    token_url: str
-    users: tuple[GoogleUser, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Stack:
     """A running stack, as those see it who use it."""
 
@@ -68,7 +48,7 @@ class Stack:
     servers: servers.Servers
     database: Database
     bucket: Bucket
-    google: Google
+    google: Simulator
     first_month: datetime
     """Start of the oldest month of audit logs, UTC."""
     environment: Mapping[str, str] = field(repr=False)
@@ -84,7 +64,8 @@ def running(
     audit_rows: int = seed.AUDIT_ROWS,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
-    """Run a stack: servers, tables, migrations, demo data; Dagster comes with `start_dagster`.
+    """Run a stack: servers, tables, migrations, demo data; Dagster comes with `start_webserver`
+    and `start_daemon`.
 
     Args:
         directory: for everything; what an earlier run left in it is used again.
@@ -123,10 +104,11 @@ def running(
             **(settings or {}),
         }
         _write_environment(supervisor.directory / "environment", environment)
-        yield Stack(supervisor.directory, supervisor, both, database, bucket, google, first_month, environment)
+        with google:
+            yield Stack(supervisor.directory, supervisor, both, database, bucket, google, first_month, environment)
 
 
-def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments: Sequence[str] = ()) -> Google:
+def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments: Sequence[str] = ()) -> Simulator:
     """Start the Google Calendar simulator of a stack.
 
     Args:
@@ -136,7 +118,7 @@ def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments
         arguments: further command line arguments.
 
     Returns:
-        Where it is and who its users are.
+        A client of its control plane, which knows where it is and who its users are.
 
     Raises:
         ProcessFailedError: it did not start.
@@ -151,62 +133,60 @@ def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments
         ready=lambda: greeting.exists() and greeting.read_bytes().endswith(b"\n"),
         output=greeting,
     )
-    said = json.loads(greeting.read_bytes())
-    users = tuple(
-        GoogleUser(
-            user["email"], user["refresh_token"], user["access_token"], tuple(user["calendars"]), user.get("note")
-        )
-        for user in said["users"]
-    )
-    return Google(said["url"], said["token_url"], users)
+    return Simulator(json.loads(greeting.read_bytes()))
 
 
-def start_dagster(stack: Stack, *, port: int | None = None, workspace: Path = CHECKOUT / "workspace.yaml") -> DagsterUi:
-    """Start `dagster-webserver` and `dagster-daemon` and wait until they are healthy.
+def start_webserver(stack: Stack, *, port: int | None = None) -> DagsterUi:
+    """Start `dagster-webserver` and wait until it has loaded both code locations.
 
     Args:
-        stack: whose environment they get.
-        port: of the webserver; picked when None.
-        workspace: names the code locations.
+        stack: whose environment it gets.
+        port: on 127.0.0.1; picked when None.
 
     Returns:
-        A client of the webserver.
+        A client of it.
 
     Raises:
-        UserError: one did not start, or a code location did not load (named, with the reason).
+        UserError: it did not start, or a code location did not load (named, with the reason).
     """
-    ui = DagsterUi(f"http://127.0.0.1:{port or free_port()}")
-    programs = Path(sys.executable).parent
-
-    def start_webserver() -> None:
-        stack.supervisor.start(
-            "dagster-webserver",
-            [programs / "dagster-webserver", "-h", "127.0.0.1", "-p", ui.url.rsplit(":", 1)[1], "-w", workspace],
-            environment=stack.environment,
-            working_directory=CHECKOUT,
-            ready=lambda: ui.is_serving() and ui.load_errors() is not None,
-            ready_timeout_seconds=180,
-        )
-
-    def start_daemon() -> None:
-        stack.supervisor.start(
-            "dagster-daemon",
-            [programs / "dagster-daemon", "run", "-w", workspace],
-            environment=stack.environment,
-            working_directory=CHECKOUT,
-            ready=lambda: ui.is_serving() and ui.daemons_are_healthy(),
-            ready_timeout_seconds=180,
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        for started in [pool.submit(start_webserver), pool.submit(start_daemon)]:
-            started.result()
+    port = port or free_port()
+    ui = DagsterUi(f"http://127.0.0.1:{port}")
+    _start_dagster(
+        stack,
+        "dagster-webserver",
+        ["-h", "127.0.0.1", "-p", str(port)],
+        lambda: ui.is_serving() and ui.load_errors() is not None,
+    )
     for location, reason in (ui.load_errors() or {}).items():
         raise UserError(f"Code location {location} does not load: {reason.splitlines()[-1]}")
     return ui
 
 
-def _seed(database: Database, google: Google, grant_key: str, audit_rows: int) -> datetime:
+def start_daemon(stack: Stack, ui: DagsterUi) -> None:
+    """Start `dagster-daemon`, which launches what is queued and what is due, and wait until it is healthy.
+
+    Args:
+        stack: whose environment it gets.
+        ui: of the running webserver.
+
+    Raises:
+        ProcessFailedError: it did not start.
+    """
+    _start_dagster(stack, "dagster-daemon", ["run"], ui.daemons_are_healthy)
+
+
+def _start_dagster(stack: Stack, program: str, arguments: Sequence[str], ready: Callable[[], bool]) -> None:
+    stack.supervisor.start(
+        program,
+        [Path(sys.executable).parent / program, *arguments, "-w", CHECKOUT / "workspace.yaml"],
+        environment=stack.environment,
+        working_directory=CHECKOUT,
+        ready=ready,
+        ready_timeout_seconds=180,
+    )
+
+
+def _seed(database: Database, google: Simulator, grant_key: str, audit_rows: int) -> datetime:
     """Fill the SaaS's tables once; return the first month of audit logs."""
     with psycopg.connect(database.admin_dsn) as connection:
         if not seed.is_seeded(connection):
@@ -222,7 +202,7 @@ def _seed(database: Database, google: Google, grant_key: str, audit_rows: int) -
         return first.astimezone(UTC)
 
 
-def _google_environment(google: Google, secrets: Mapping[str, str]) -> dict[str, str]:
+def _google_environment(google: Simulator, secrets: Mapping[str, str]) -> dict[str, str]:
     return {
         "GOOGLE_API_ENDPOINT": google.url,
         "GOOGLE_TOKEN_URL": google.token_url,
