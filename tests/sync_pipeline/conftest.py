@@ -16,6 +16,7 @@ from devstack.servers import Database, Servers
 from scaling.databases import DatabaseRouter, Shard
 from sync_pipeline import tick
 from sync_pipeline.cadence import Cadence
+from sync_pipeline.events import Json, read_event
 from sync_pipeline.google_calendar import GoogleCalendar
 from sync_pipeline.grants import GrantCipher
 from sync_pipeline.services import Services
@@ -23,6 +24,23 @@ from sync_pipeline.tick import TickResult
 from sync_pipeline.workspaces import Workspace
 
 KEY = Fernet.generate_key().decode()
+COMPARED = (
+    "status",
+    "event_type",
+    "summary",
+    "description",
+    "start_at",
+    "start_date",
+    "start_zone",
+    "end_at",
+    "end_date",
+    "recurrence",
+    "recurring_event_id",
+    "original_start_at",
+    "original_start_date",
+    "sequence",
+    "updated_at",
+)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +85,7 @@ class Saas:
             "INSERT INTO public.users (id, tenant_id, email, google_api_enabled) VALUES (%s, %s, %s, true)",
             person,
             workspace.tenant_id,
-            user.email,
+            f"{person}@saas.example",
         )
         self.execute(
             "INSERT INTO public.google_connections "
@@ -90,9 +108,9 @@ class Saas:
         )
 
     def events(self, workspace: Workspace, calendar_id: str) -> dict[str, tuple[object, ...]]:
-        """Live events by id: (status, summary, recurring_event_id)."""
+        """Live events by id: what `COMPARED` names."""
         rows = self.execute(
-            "SELECT event_id, status, summary, recurring_event_id FROM sync.calendar_events "
+            f"SELECT event_id, {', '.join(COMPARED)} FROM sync.calendar_events "
             "WHERE tenant_id = %s AND workspace_id = %s AND calendar_id = %s",
             workspace.tenant_id,
             workspace.workspace_id,
@@ -158,19 +176,25 @@ def tick_once(services: Services) -> Callable[[], TickResult]:
 
 
 def differences(saas: Saas, workspace: Workspace, calendar_id: str, truth: Truth) -> dict[str, object]:
-    """What Postgres shows and Google has, where they differ; empty when they agree."""
-    live = {event_id: (e.get("status"), e.get("summary")) for event_id, e in truth.events.items()}
-    cancelled = dict.fromkeys(truth.cancelled_instances, ("cancelled",))
-    wanted: dict[str, object] = {**live, **cancelled}
-    shown: dict[str, object] = {
-        event_id: row[:1] if row[0] == "cancelled" else row[:2]
-        for event_id, row in saas.events(workspace, calendar_id).items()
+    """What Google has and Postgres shows, where they differ; empty when they agree."""
+    wanted = {event_id: _row(event) for event_id, event in truth.events.items()}
+    cancelled = {event_id: ("cancelled", event_id.rpartition("_")[0]) for event_id in truth.cancelled_instances}
+    shown: dict[str, tuple[object, ...]] = saas.events(workspace, calendar_id)
+    shown = {
+        event_id: (row[0], row[COMPARED.index("recurring_event_id")]) if row[0] == "cancelled" else row
+        for event_id, row in shown.items()
     }
+    everything: dict[str, tuple[object, ...]] = {**wanted, **cancelled}
     return {
-        event_id: (wanted.get(event_id), shown.get(event_id))
-        for event_id in wanted.keys() | shown.keys()
-        if wanted.get(event_id) != shown.get(event_id)
+        event_id: (everything.get(event_id), shown.get(event_id))
+        for event_id in everything.keys() | shown.keys()
+        if everything.get(event_id) != shown.get(event_id)
     }
+
+
+def _row(event: dict[str, Json]) -> tuple[object, ...]:
+    row = read_event(event)
+    return tuple(list(value) if isinstance(value := getattr(row, name), tuple) else value for name in COMPARED)
 
 
 @pytest.fixture
