@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 8
 CHUNK_BYTES = 1 << 20
+# S3's names for bytes that arrived other than they were sent; boto3 does not repeat those.
+DAMAGED_ON_THE_WAY = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody")
 PARQUET = "application/vnd.apache.parquet"
 BROKEN_STREAM = (IncompleteReadError, HTTPClientError)
 
@@ -250,7 +252,7 @@ class ArchiveBucket:
         # A PUT that succeeded but whose answer was lost comes back here as 412 on boto3's retry, and so does a part
         # of an earlier attempt: both are settled by what the key holds. 409 means that two conditional writes met.
         with self._sentences(key):
-            for attempt in stamina.retry_context(on=_is_write_conflict, attempts=ATTEMPTS, timeout=None):
+            for attempt in stamina.retry_context(on=_is_worth_repeating, attempts=ATTEMPTS, timeout=None):
                 with attempt, body.open("rb") if isinstance(body, Path) else io.BytesIO(body) as stream:
                     try:
                         self._client.put_object(
@@ -294,13 +296,13 @@ class ArchiveBucket:
                 raise UserError(
                     f"S3 failed {error.operation_name} of {where} {ATTEMPTS} times ({code}); try again"
                 ) from None
-            raise
+            raise UserError(f"S3 refuses {error.operation_name} of {where} ({code})") from None
         except BotoCoreError as error:
             raise UserError(f"S3 does not answer for {where} ({type(error).__name__}); try again") from None
 
 
-def _is_write_conflict(error: Exception) -> bool:
-    return isinstance(error, ClientError) and _status(error) == 409
+def _is_worth_repeating(error: Exception) -> bool:
+    return isinstance(error, ClientError) and (_status(error) == 409 or _code(error) in DAMAGED_ON_THE_WAY)
 
 
 def _status(error: ClientError) -> int:

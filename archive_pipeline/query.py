@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUERY_MEMORY = "1GB"
+READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
 class Archive:
@@ -93,7 +94,7 @@ class Archive:
         """
         try:
             statements = self._duckdb.extract_statements(query)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            if len(statements) != 1 or statements[0].type not in READS:
                 raise UserError("the archive answers one SELECT at a time")
             return self._duckdb.execute(statements[0]).df()
         except duckdb.Error as error:

@@ -194,9 +194,17 @@ class Snapshot:
         Yields:
             Batches of one array for each column, to be passed through `archive_pipeline.columns.stored`.
         """
+        from adbc_driver_manager import Error as AdbcError  # 0.1 s to import
+
         query = sql.SQL(
             "SELECT {reads} FROM (SELECT * FROM {rows} s ORDER BY tenant_id, created_at, id OFFSET 0) r"
         ).format(reads=sql.SQL(", ").join(column.read() for column in columns), rows=self._rows())
+        try:
+            yield from self._stream(query, batch_bytes)
+        except (AdbcError, pa.ArrowException, OSError) as error:  # the latter two in the middle of the stream
+            raise _broken_off(self._month) from error
+
+    def _stream(self, query: sql.Composable, batch_bytes: int) -> Iterator[pa.RecordBatch]:
         with self._shard.arrow() as arrow, arrow.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             cursor.execute(self._text(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(self._identifier)))
@@ -238,7 +246,17 @@ def take(shard: Shard, table: SourceTable, month: Month) -> Iterator[Snapshot]:
         identifier, encoding, lsn = row or ("", "", "")
         if encoding != "UTF8":
             raise UserError(f"the database is encoded in {encoding} but must be UTF8 to be archived byte for byte")
-        yield Snapshot(shard, connection, identifier, Lsn(lsn), table, month)
+        try:
+            yield Snapshot(shard, connection, identifier, Lsn(lsn), table, month)
+        except psycopg.OperationalError:
+            raise _broken_off(month) from None
+
+
+def _broken_off(month: Month) -> UserError:
+    return UserError(
+        f"Postgres broke off while month {month.name} was read (a restart, a failover, or a cancelled query); "
+        "nothing was published; run the month again"
+    )
 
 
 def _set_local(name: str, value: str) -> sql.Composed:

@@ -47,7 +47,11 @@ def sentence(result: dg.ExecuteInProcessResult) -> str:
 
 def test_the_definitions_load_in_a_fresh_interpreter_with_an_empty_environment() -> None:
     loaded = subprocess.run(
-        [sys.executable, "-c", "import archive_pipeline.definitions as d; dg = d.dg; dg.Definitions.validate_loadable(d.defs)"],
+        [
+            sys.executable,
+            "-c",
+            "import archive_pipeline.definitions as d; dg = d.dg; dg.Definitions.validate_loadable(d.defs)",
+        ],
         env={"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error::DeprecationWarning:archive_pipeline"},
         capture_output=True,
         text=True,
