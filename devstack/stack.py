@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,8 +65,9 @@ def running(
     audit_rows: int = seed.AUDIT_ROWS,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
-    """Run a stack: servers, tables, migrations, demo data; Dagster comes with `start_webserver`
-    and `start_daemon`.
+    """Run a stack: servers, tables, migrations, demo data.
+
+    Dagster comes on top with `start_webserver` and `start_daemon`.
 
     Args:
         directory: for everything; what an earlier run left in it is used again.
@@ -156,6 +158,7 @@ def start_webserver(stack: Stack, *, port: int | None = None) -> DagsterUi:
         "dagster-webserver",
         ["-h", "127.0.0.1", "-p", str(port)],
         lambda: ui.is_serving() and ui.load_errors() is not None,
+        stop_signal=signal.SIGKILL,  # it holds nothing, and asked to stop it waits for every open page
     )
     for location, reason in (ui.load_errors() or {}).items():
         raise UserError(f"Code location {location} does not load: {reason.splitlines()[-1]}")
@@ -175,7 +178,14 @@ def start_daemon(stack: Stack, ui: DagsterUi) -> None:
     _start_dagster(stack, "dagster-daemon", ["run"], ui.daemons_are_healthy)
 
 
-def _start_dagster(stack: Stack, program: str, arguments: Sequence[str], ready: Callable[[], bool]) -> None:
+def _start_dagster(
+    stack: Stack,
+    program: str,
+    arguments: Sequence[str],
+    ready: Callable[[], bool],
+    *,
+    stop_signal: signal.Signals = signal.SIGTERM,
+) -> None:
     stack.supervisor.start(
         program,
         [Path(sys.executable).parent / program, *arguments, "-w", CHECKOUT / "workspace.yaml"],
@@ -183,6 +193,7 @@ def _start_dagster(stack: Stack, program: str, arguments: Sequence[str], ready: 
         working_directory=CHECKOUT,
         ready=ready,
         ready_timeout_seconds=180,
+        stop_signal=stop_signal,
     )
 
 

@@ -83,17 +83,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if options.port is None and port != PORT:
         console.print(f"Port {PORT} is taken, so the UI is on {port}.")
-    with console.status("Starting Postgres, S3, Google Calendar and Dagster") as status:
-        with stack.running(DIRECTORY, disposable=False, settings={"PIPELINE_AUTOSTART": "true"}) as running:
-            ui = stack.start_webserver(running, port=port)
-            stack.start_daemon(running, ui)
-            status.stop()
-            console.print(greeting(running, ui.url))
-            try:
-                running.supervisor.wait()
-            except KeyboardInterrupt:
-                status.update("Stopping")
-                status.start()
+    with (
+        console.status("Starting Postgres, S3, Google Calendar and Dagster") as status,
+        stack.running(DIRECTORY, disposable=False, settings={"PIPELINE_AUTOSTART": "true"}) as running,
+    ):
+        ui = stack.start_webserver(running, port=port)
+        stack.start_daemon(running, ui)
+        status.stop()
+        console.print(greeting(running, ui.url))
+        try:
+            running.supervisor.wait()
+        except KeyboardInterrupt:
+            status.update("Stopping")
+            status.start()
     console.print("Stopped. The data stays in var/up; make clean removes it.")
     return 0
 

@@ -1,0 +1,376 @@
+"""`python -m devstack.demo`: the main job from start to end, in front of your eyes, driven by Dagster.
+
+Belongs here: the order of events, what is checked, the table and `summary.json` at the end. Every number is read
+from where it is stored: the pipelines' tables, the bucket, Dagster. Does not: anything the pipelines do.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from devstack import edits, stack
+from devstack.dagster_ui import DagsterUi, Run
+from devstack.processes import CHECKOUT, VAR, Supervisor, wait_until
+from devstack.stack import Stack
+from scaling.errors import UserError, run_command
+
+DIRECTORY = VAR / "demo"
+CALENDARS_EDITED = 20
+# The breaker of the calendar that answers 410 to every token opens with the third: one full tick, three more.
+TICKS = 4
+# Every calendar is due at every tick: the demo does not wait two minutes between them.
+SETTINGS = {"SYNC_POLL_INTERVAL_SECONDS": "0"}
+QUERY = (
+    "SELECT action, count(*) AS rows, count(DISTINCT tenant_id) AS tenants, sum(count(*)) OVER ()::bigint AS total"
+    " FROM audit_logs GROUP BY action ORDER BY rows DESC"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the demo did, in numbers."""
+
+    workspaces: int
+    calendars: int
+    events_synced: int
+    events_quarantined: int
+    api_calls: int
+    calendars_edited: int
+    calendars_equal_to_google: int
+    months_archived: int
+    rows_archived: int
+    rows_verified: int
+    postgres_rows: int
+    parquet_bytes: int
+    query_rows: int
+    dagster_runs: int
+    dagster_runs_failed: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A workspace that needs a human."""
+
+    workspace: str
+    accounts: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a step found out."""
+
+    things: list[str]
+
+    def add(self, *things: str) -> None:
+        """Add to it."""
+        self.things.extend(things)
+
+
+class Narrator:
+    """Says what happens while it happens, on a terminal and in a log file alike."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._status = console.status("")
+
+    @contextlib.contextmanager
+    def step(self, doing: str) -> Iterator[Found]:
+        """Show a step while it runs, and a line about it when it is done.
+
+        Args:
+            doing: what is being done.
+
+        Yields:
+            Takes what the step found out, to be printed behind the line.
+        """
+        started, found = time.monotonic(), Found([])
+        if not self.console.is_terminal:
+            self.console.print(f"  {doing} …")
+        self._status.update(doing)
+        self._status.start()
+        try:
+            yield found
+        finally:
+            self._status.stop()
+        seconds = f"[dim]{time.monotonic() - started:5.1f} s[/dim]"
+        self.console.print(
+            f"[green]✓[/green] {seconds}  {doing}{': ' + ', '.join(found.things) if found.things else ''}",
+            soft_wrap=True,
+        )
+
+    def progress(self, doing: str) -> None:
+        """Change what the running step shows."""
+        self._status.update(doing)
+
+
+def run(directory: Path, console: Console) -> Summary:
+    """Run the demo.
+
+    Args:
+        directory: of its stack.
+        console: for a person.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        UserError: a step failed, or a number is not what it must be.
+    """
+    started = time.monotonic()
+    say = Narrator(console)
+    with contextlib.ExitStack() as opened:
+        with say.step("Start Postgres, S3 and Google Calendar, with a SaaS of 40 tenants") as found:
+            running = opened.enter_context(stack.running(directory, disposable=True, settings=SETTINGS))
+            found.add(*_saas_in_numbers(running))
+        with say.step("Start the Dagster webserver") as found:
+            ui = opened.enter_context(stack.start_webserver(running))
+            found.add(ui.url)
+
+        # Asked for before the daemon runs, which looks for backfills when it starts and then every 30 seconds.
+        months = ui.partitions("audit_log_archive")
+        backfill = ui.launch_backfill("audit_log_archive", months, title="demo: every closed month")
+        with say.step(f"Start the Dagster daemon, which finds a backfill of {len(months)} months"):
+            stack.start_daemon(running, ui)
+
+        with say.step("Sync tick 1: read every calendar completely") as found:
+            found.add(*_tick(running, ui))
+        with say.step(f"Edit {CALENDARS_EDITED} calendars with Google's own client") as found:
+            edited = edits.edit_calendars(running.google, CALENDARS_EDITED)
+            found.add(f"{sum(each.edits for each in edited)} edits")
+        with say.step("Sync tick 2: read only what changed, by sync token") as found:
+            found.add(*_tick(running, ui))
+            equal = sum(edits.is_mirrored(running.google, each.calendar, running.database.dsn) for each in edited)
+            found.add(f"{equal} of {len(edited)} edited calendars equal Google")
+        for number in range(3, TICKS + 1):
+            with say.step(f"Sync tick {number}: nothing changed") as found:
+                found.add(*_tick(running, ui))
+
+        doing = "Archive every closed month to S3, verified"
+        with say.step(doing) as found:
+            _wait_for_months(running, ui, backfill, months, lambda done: say.progress(f"{doing}: {done}"))
+            found.add(f"{len(months)} months")
+        with say.step("Query the archive with DuckDB: python -m archive_pipeline.query") as found:
+            answer = _query(running)
+            found.add(f"{answer[0]['total']:,} rows of {len(answer)} actions")
+
+        summary = _summarise(running, ui, edited=len(edited), equal=equal, total=answer[0]["total"], started=started)
+        patients = _patients(running)
+        with say.step("Stop everything"):
+            opened.close()
+    _print(console, summary, patients, answer)
+    _check(summary, patients, months)
+    return summary
+
+
+def _saas_in_numbers(running: Stack) -> list[str]:
+    with psycopg.connect(running.database.admin_dsn) as connection:
+        rows = _number(connection, "SELECT count(*) FROM public.audit_logs")
+        workspaces = _number(connection, "SELECT count(*) FROM public.workspaces")
+    return [f"{workspaces} workspaces", f"{len(running.google.users)} Google accounts", f"{rows:,} audit logs"]
+
+
+def _tick(running: Stack, ui: DagsterUi) -> list[str]:
+    """Launch one run of `calendar_sync` and say what it did, from its row in `sync.runs`."""
+    run = ui.wait_for_run(ui.launch_job("sync_pipeline", "calendar_sync", tags={"sync/shard": "0"}))
+    with psycopg.connect(running.database.dsn) as connection:
+        row = connection.execute(
+            "SELECT full_syncs, incremental_syncs, events_upserted, events_deleted, api_calls FROM sync.runs"
+            " WHERE run_id = %s AND finished_at IS NOT NULL",
+            [run.id],
+        ).fetchone()
+    if row is None:
+        raise UserError(f"A sync run ended as {run.status} without finishing: {ui.failure(run.id)}")
+    full, incremental, written, deleted, calls = row
+    return [
+        f"{full} full and {incremental} incremental syncs",
+        f"{written:,} events written",
+        f"{deleted} deleted",
+        f"{calls} API calls",
+        *(["red, because a workspace needs a human"] if run.status == "FAILURE" else []),
+    ]
+
+
+def _wait_for_months(
+    running: Stack, ui: DagsterUi, backfill: str, months: Sequence[str], progress: Callable[[str], None]
+) -> None:
+    """Wait for the backfill's runs; the backfill itself is closed by the daemon up to 30 seconds later."""
+
+    def runs() -> list[Run]:
+        return ui.runs(tags={"dagster/backfill": backfill})
+
+    def all_done() -> bool:
+        running.supervisor.check()
+        done = [run for run in runs() if run.status in {"SUCCESS", "FAILURE", "CANCELED"}]
+        progress(f"{len(done)} of {len(months)}")
+        return len(done) == len(months)
+
+    wait_until(all_done, timeout_seconds=600, what="every month is archived")
+    for run in runs():
+        if run.status != "SUCCESS":
+            month = run.tags.get("dagster/partition")
+            raise UserError(f"Archiving month {month} ended as {run.status}: {ui.failure(run.id)}")
+
+
+def _query(running: Stack) -> list[dict[str, int]]:
+    answer = subprocess.run(
+        [sys.executable, "-m", "archive_pipeline.query", QUERY, "--format", "json"],
+        cwd=CHECKOUT,
+        env=dict(running.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        raise UserError(f"The archive could not be queried: {answer.stderr.strip()}")
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def _summarise(running: Stack, ui: DagsterUi, *, edited: int, equal: int, total: int, started: float) -> Summary:
+    verified = ui.numbers("audit_log_archive").values()
+    counts = ui.run_counts()
+    objects = running.bucket.server.client().get_paginator("list_objects_v2")
+    with psycopg.connect(running.database.dsn) as connection:
+        return Summary(
+            workspaces=_number(
+                connection, "SELECT count(*) FROM sync.workspace_state WHERE last_served_at IS NOT NULL"
+            ),
+            calendars=_number(connection, "SELECT count(*) FROM sync.calendar_state WHERE deleted_at IS NULL"),
+            events_synced=_number(connection, "SELECT count(*) FROM sync.calendar_events"),
+            events_quarantined=_number(connection, "SELECT count(*) FROM sync.quarantine"),
+            api_calls=_number(connection, "SELECT sum(calls) FROM sync.api_calls"),
+            calendars_edited=edited,
+            calendars_equal_to_google=equal,
+            months_archived=_number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'"),
+            rows_archived=_number(connection, "SELECT sum(rows) FROM archive.months WHERE state = 'archived'"),
+            rows_verified=int(sum(numbers["rows_verified"] for numbers in verified)),
+            postgres_rows=_number(
+                connection,
+                "SELECT count(*) FROM public.audit_logs WHERE created_at < (SELECT max(to_at) FROM archive.months)",
+            ),
+            parquet_bytes=sum(
+                content["Size"]
+                for page in objects.paginate(Bucket=running.bucket.name)
+                for content in page.get("Contents", [])
+                if content["Key"].endswith(".parquet")
+            ),
+            query_rows=total,
+            dagster_runs=counts.total(),
+            dagster_runs_failed=counts["FAILURE"],
+            duration_s=round(time.monotonic() - started, 1),
+        )
+
+
+def _patients(running: Stack) -> list[Patient]:
+    with psycopg.connect(running.database.dsn) as connection:
+        return [
+            Patient(f"{tenant}:{workspace}", accounts, reason)
+            for tenant, workspace, accounts, reason in connection.execute(
+                "SELECT s.tenant_id, s.workspace_id, string_agg(c.google_account, ', '), s.health_reason"
+                " FROM sync.workspace_state s JOIN public.google_connections c USING (tenant_id, workspace_id)"
+                " WHERE s.health = 'needs_human' GROUP BY s.tenant_id, s.workspace_id ORDER BY 4 DESC, 3"
+            )
+        ]
+
+
+IN_PLAIN_WORDS = {
+    "reauth_required": "Google refuses the grant. Somebody has to connect the account again in the SaaS.",
+    "breaker_open": "Google invalidates every sync token of a calendar. It is read in full four times a day until"
+    " somebody looks at it; its events stay complete.",
+}
+
+
+def _print(console: Console, summary: Summary, patients: Sequence[Patient], answer: Sequence[dict[str, int]]) -> None:
+    numbers = Table("what happened", "", title="The main job, end to end", title_justify="left")
+    numbers.columns[1].justify = "right"
+    numbers.add_row("workspaces synced", f"{summary.workspaces}")
+    numbers.add_row("their calendars", f"{summary.calendars}")
+    numbers.add_row("events in Postgres", f"{summary.events_synced:,}")
+    numbers.add_row("unreadable events set aside", f"{summary.events_quarantined}")
+    numbers.add_row("requests to Google", f"{summary.api_calls:,}")
+    numbers.add_row(
+        "edited calendars equal to Google", f"{summary.calendars_equal_to_google}/{summary.calendars_edited}"
+    )
+    numbers.add_row("months archived", f"{summary.months_archived}")
+    numbers.add_row("rows of these months in Postgres", f"{summary.postgres_rows:,}")
+    numbers.add_row("rows archived", f"{summary.rows_archived:,}")
+    numbers.add_row("rows read back and verified", f"{summary.rows_verified:,}")
+    numbers.add_row("rows the query saw", f"{summary.query_rows:,}")
+    numbers.add_row("Parquet on S3", f"{summary.parquet_bytes / 1e6:,.1f} MB")
+    numbers.add_row("Dagster runs", f"{summary.dagster_runs}, {summary.dagster_runs_failed} red")
+    numbers.add_row("duration", f"{summary.duration_s:.0f} s")
+    console.print(numbers)
+    actions = Table("action", "rows", "tenants", title="Most frequent actions in the archive", title_justify="left")
+    for row in answer[:5]:
+        actions.add_row(str(row["action"]), f"{row['rows']:,}", f"{row['tenants']}")
+    console.print(actions)
+    console.print(f"[bold]{len(patients)} workspaces need a human[/bold], all others went on without noticing:")
+    for patient in patients:
+        words = " ".join(IN_PLAIN_WORDS.get(reason, reason) for reason in patient.reason.split(", "))
+        console.print(f"  {patient.accounts}: {words}", soft_wrap=True)
+
+
+def _check(summary: Summary, patients: Sequence[Patient], months: Sequence[str]) -> None:
+    """Hold the numbers against each other: a demo that prints nonsense must not exit 0."""
+    rows = {summary.postgres_rows, summary.rows_archived, summary.rows_verified, summary.query_rows}
+    if len(rows) != 1:
+        raise UserError(
+            f"Postgres, the archive, its verification and the query disagree about the rows: {sorted(rows)}."
+        )
+    if summary.months_archived != len(months):
+        raise UserError(f"{summary.months_archived} of {len(months)} months are archived.")
+    if summary.calendars_equal_to_google != summary.calendars_edited:
+        raise UserError("An edited calendar in Postgres differs from Google.")
+    if not patients:
+        raise UserError("The revoked grant and the calendar without a lasting token went unnoticed.")
+
+
+def _number(connection: "psycopg.Connection[tuple[int, ...]]", query: str) -> int:
+    row = connection.execute(query.encode()).fetchone()
+    return int(row[0]) if row else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None takes them from the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: a step failed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m devstack.demo",
+        description="Sync the calendars of 60 workspaces, archive 13 months of audit logs, query them.",
+    )
+    parser.add_argument("--keep", action="store_true", help="go on with the data of the last demo, not from nothing")
+    options = parser.parse_args(arguments)
+    if not options.keep and DIRECTORY.exists():
+        with Supervisor(DIRECTORY):  # nobody else runs there, and nothing is left running
+            pass
+        shutil.rmtree(DIRECTORY)
+    console = Console(highlight=False)
+    summary = run(DIRECTORY, console)
+    report = DIRECTORY / "summary.json"
+    report.write_text(json.dumps(asdict(summary), indent=2) + "\n")
+    console.print(f"The numbers are in {report.relative_to(CHECKOUT)}. To look around in the UI: make up")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
