@@ -28,7 +28,7 @@ query { workspaceOrError { __typename
   ... on Workspace { locationEntries { name loadStatus locationOrLoadError {
     __typename ... on PythonError { message } } } } } }
 """
-DAEMONS = "query { instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
+DAEMONS = "query { instance { daemonHealth { allDaemonStatuses { required healthy lastHeartbeatTime } } } }"
 LAUNCH_RUN = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
   ... on LaunchRunSuccess { run { runId } }
@@ -154,10 +154,18 @@ class DagsterUi:
                 errors[entry["name"]] = entry["locationOrLoadError"]["message"].strip()
         return errors
 
-    def daemons_are_healthy(self) -> bool:
-        """Tell whether every daemon that the instance needs has a recent heartbeat."""
+    def daemons_are_healthy(self, *, since: float = 0.0) -> bool:
+        """Tell whether every daemon that the instance needs is healthy.
+
+        Args:
+            since: Unix time; heartbeats before it are of an earlier process and do not count.
+        """
         statuses = self.query(DAEMONS)["instance"]["daemonHealth"]["allDaemonStatuses"]
-        return all(status["healthy"] for status in statuses if status["required"])
+        return all(
+            status["healthy"] and (status["lastHeartbeatTime"] or 0.0) >= since
+            for status in statuses
+            if status["required"]
+        )
 
     def launch_job(
         self,

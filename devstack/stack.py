@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -175,7 +176,8 @@ def start_daemon(stack: Stack, ui: DagsterUi) -> None:
     Raises:
         ProcessFailedError: it did not start.
     """
-    _start_dagster(stack, "dagster-daemon", ["run"], ui.daemons_are_healthy)
+    started = time.time()
+    _start_dagster(stack, "dagster-daemon", ["run"], lambda: ui.daemons_are_healthy(since=started))
 
 
 def _start_dagster(

@@ -46,15 +46,18 @@ class Grants:
         self._clock = clock
         self._settings = settings
         self._random = rng
+        # Never repeats in a simulator started again with the same seed: there a client that kept an access token
+        # would else come to act for another user.
+        self._fresh = random.SystemRandom()
         self._grants: dict[str, _Grant] = {}
         self._access: dict[str, _Access] = {}
 
     def connect(self, email: str, *, revoked: bool = False) -> tuple[str, str]:
         """Grant access for a user and return a refresh token and an access token that lasts ten years."""
         grant = _Grant(email, revoked)
-        refresh = "1//0" + self._text(60)
+        refresh = "1//0" + _text(60, self._random)
         self._grants[refresh] = grant
-        return refresh, self._issue(grant, _YEARS)
+        return refresh, self._issue(grant, _YEARS, self._random)
 
     def user_of(self, authorization: str | None) -> str:
         """Return the e-mail address behind an Authorization header.
@@ -90,7 +93,7 @@ class Grants:
             raise revoked()
         seconds = self._settings.access_token_seconds
         answer = {
-            "access_token": self._issue(grant, seconds),
+            "access_token": self._issue(grant, seconds, self._fresh),
             "expires_in": seconds,
             "scope": _SCOPE,
             "token_type": "Bearer",
@@ -129,13 +132,14 @@ class Grants:
         if self._settings.client_secret and form.get("client_secret") != self._settings.client_secret:
             raise OAuthError(401, "invalid_client", "Unauthorized")
 
-    def _issue(self, grant: _Grant, seconds: float) -> str:
-        token = "ya29." + self._text(80)
+    def _issue(self, grant: _Grant, seconds: float, rng: random.Random) -> str:
+        token = "ya29." + _text(80, rng)
         self._access[token] = _Access(grant, self._clock.now() + seconds)
         return token
 
-    def _text(self, length: int) -> str:
-        return "".join(self._random.choices(_ALPHABET, k=length))
+
+def _text(length: int, rng: random.Random) -> str:
+    return "".join(rng.choices(_ALPHABET, k=length))
 
 
 def revoked() -> OAuthError:
