@@ -57,8 +57,8 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
 """A longer Retry-After is not slept through; the connection is parked for that long instead."""
 
-# The client's logger repeats request addresses, which hold calendar ids (mail addresses) and tokens.
-logging.getLogger("googleapiclient.http").setLevel(logging.ERROR)
+# The client's loggers repeat request addresses, which hold calendar ids (mail addresses) and sync tokens.
+logging.getLogger("googleapiclient").setLevel(logging.ERROR)
 
 CallCounter = Counter[tuple[str, str]]
 """(method, outcome) -> requests; an outcome is an HTTP status or `no_answer`."""

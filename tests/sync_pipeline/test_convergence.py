@@ -151,8 +151,8 @@ def machine(saas: Saas, google: Simulator, services: Services) -> type[RuleBased
             after=st.integers(0, 3),
         )
         def break_something(self, fault: Resource, page: int | None, times: int, after: int) -> None:
-            matching = {} if page is None else {"page": page}
-            google.add_fault(**fault, method="events.list", times=times, after=after, **matching)
+            rule = {**fault, "method": "events.list", "times": times, "after": after}
+            google.add_fault(**(rule if page is None else {**rule, "page": page}))
 
         @rule()
         def sync(self) -> None:

@@ -30,7 +30,7 @@ def run_tick(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
 def materialized(instance: dg.DagsterInstance, run_id: str) -> dict[str, dict[str, object]]:
     """Partitions of calendar_events a run materialized, with what it says of each."""
     records = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-    found = {}
+    found: dict[str, dict[str, object]] = {}
     for record in records:
         event = record.asset_materialization
         if event is not None and event.asset_key == calendar_events.key and event.partition is not None:
