@@ -4,7 +4,24 @@
 devstack.google_calendar` starts one from the command line. README.md in this directory is the manual.
 """
 
-from devstack.google_calendar.control import CountedCalls, Counts, SimulatedUser, Simulator, SimulatorError, Truth
+from devstack.google_calendar.control import (
+    CountedCalls,
+    Counts,
+    SimulatedCalendar,
+    SimulatedUser,
+    Simulator,
+    SimulatorError,
+    Truth,
+)
 from devstack.google_calendar.launcher import run_simulator
 
-__all__ = ["CountedCalls", "Counts", "SimulatedUser", "Simulator", "SimulatorError", "Truth", "run_simulator"]
+__all__ = [
+    "CountedCalls",
+    "Counts",
+    "SimulatedCalendar",
+    "SimulatedUser",
+    "Simulator",
+    "SimulatorError",
+    "Truth",
+    "run_simulator",
+]

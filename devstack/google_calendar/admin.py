@@ -209,6 +209,22 @@ async def _calendar_action(host: Host, path: list[str], body: Resource) -> Resou
     return {"id": calendar.id}
 
 
+async def _calendars(host: Host, _path: list[str], _body: Resource) -> Resource:
+    return {
+        "calendars": [
+            {
+                "id": calendar.id,
+                "owner": calendar.owner,
+                "time_zone": calendar.time_zone,
+                "events": sum(1 for _ in calendar.live()),
+                "roles": calendar.roles,
+                "note": calendar.note,
+            }
+            for calendar in host.simulation.world.calendars.values()
+        ]
+    }
+
+
 async def _remove_calendar(host: Host, path: list[str], _body: Resource) -> Resource:
     host.simulation.world.remove_calendar(_calendar(host.simulation, path[0]))
     return {}
@@ -327,6 +343,7 @@ _ACTIONS: dict[tuple[str, str], _Action] = {
     ("POST", "settle"): _settle,
     ("POST", "users"): _add_user,
     ("PATCH", "users/*"): _user_action,
+    ("GET", "calendars"): _calendars,
     ("POST", "calendars"): _add_calendar,
     ("PATCH", "calendars/*"): _calendar_action,
     ("DELETE", "calendars/*"): _remove_calendar,

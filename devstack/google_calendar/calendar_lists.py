@@ -38,7 +38,6 @@ def list_calendars(call: Call) -> ListPage:
         role="owner",
         epoch=user.list_epoch,
         version=user.list_version,
-        purged_version=0,
         last_seq=0,
         params=params,
         fingerprint=_FINGERPRINT,

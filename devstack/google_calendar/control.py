@@ -25,6 +25,18 @@ class SimulatedUser:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatedCalendar:
+    """One calendar of the simulated world."""
+
+    id: str
+    owner: str  # e-mail, "" if nobody owns it
+    time_zone: str
+    events: int  # live events: single events, series and exceptions
+    roles: dict[str, str]  # user e-mail -> access role
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CountedCalls:
     """How often calls with these properties were answered."""
 
@@ -191,6 +203,10 @@ class Simulator:
         """Create a calendar (properties: id, time_zone, push_supported, always_gone) and return its id."""
         body = {"owner": owner, "summary": summary, **properties}
         return str(self._call("POST", "calendars", body)["id"])
+
+    def calendars(self) -> list[SimulatedCalendar]:
+        """Return every calendar with its number of live events."""
+        return [SimulatedCalendar(**calendar) for calendar in self._call("GET", "calendars")["calendars"]]
 
     def remove_calendar(self, calendar_id: str) -> None:
         """Delete a calendar for everyone."""

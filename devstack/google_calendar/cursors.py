@@ -46,7 +46,6 @@ def begin(
     role: str,
     epoch: int,
     version: int,
-    purged_version: int,
     last_seq: int,
     params: Params,
     fingerprint: frozenset[str],
@@ -60,7 +59,6 @@ def begin(
         role: the caller's role; tokens of another role are gone.
         epoch: counts invalidations; sync tokens of an earlier epoch are gone.
         version: the collection's present version.
-        purged_version: sync tokens older than this are gone.
         last_seq: the collection's highest record number.
         params: the request's selecting parameters in canonical form.
         fingerprint: names of the parameters that must not differ between the requests of one sync.
@@ -93,12 +91,7 @@ def begin(
         raise errors.invalid_sync_token()
     expired = world.clock.now() - token.issued > world.settings.tombstone_days * DAY
     current = (world.incarnation, epoch, role)
-    if (
-        always_gone
-        or expired
-        or token.version < purged_version
-        or (token.incarnation, token.epoch, token.role) != current
-    ):
+    if always_gone or expired or (token.incarnation, token.epoch, token.role) != current:
         raise errors.full_sync_required()
     stuck = _drift(call, "sync_parameters", _part(token.params, fingerprint) != _part(params, fingerprint))
     return Cursor(collection, epoch, role, token.version, version, last_seq, 0, token.params, params, stuck)

@@ -85,7 +85,6 @@ def list_events(call: Call) -> ListPage:
         role=role,
         epoch=calendar.epoch,
         version=calendar.version,
-        purged_version=calendar.purged_version,
         last_seq=calendar.last_seq,
         params=params,
         fingerprint=_FINGERPRINT,
@@ -119,7 +118,6 @@ def list_instances(call: Call) -> ListPage:
         role=role,
         epoch=calendar.epoch,
         version=calendar.version,
-        purged_version=calendar.purged_version,
         last_seq=calendar.last_seq,
         params=(*_params(call), ("eventId", series.id)),
         fingerprint=_FINGERPRINT,
@@ -359,7 +357,7 @@ def _deleted_since(record: Record, query: Query) -> bool:
 def _original_start(entry: Entry, calendar_zone: str) -> float | None:
     _, record, part = entry
     if isinstance(part, Occurrence):
-        return resolve(part.original_start, calendar_zone)
+        return part.begins
     return resolve(record.body.get("originalStartTime"), calendar_zone)
 
 

@@ -22,22 +22,34 @@ _MAX_STEPS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
-    """One occurrence of a series: its instance id, its moments as an event carries them, and its instants."""
+    """One occurrence of a series: its instance id and instants; its moments are rendered only when it is shown."""
 
     id: str
-    original_start: Resource
-    start: Resource
-    end: Resource
     begins: float
     ends: float
+    _series: Resource
+    _calendar_zone: str
+    _moment: datetime  # in UTC; naive midnight of an all-day occurrence
+    _length: timedelta
 
+    @property
+    def start(self) -> Resource:
+        """Start as an event carries it; also the original start, for an instance that was not moved."""
+        if self._moment.tzinfo is None:
+            return {"date": self._moment.date().isoformat()}
+        return self._timed("start", self._moment)
 
-def instance_id(series_id: str, original_start: Resource, calendar_zone: str) -> str:
-    """Return `<series>_<YYYYMMDD>` for all-day and `<series>_<YYYYMMDDTHHMMSSZ>` for timed instances."""
-    if "date" in original_start:
-        return f"{series_id}_{original_start['date'].replace('-', '')}"
-    begins = resolve(original_start, calendar_zone)
-    return f"{series_id}_{datetime.fromtimestamp(begins or 0.0, UTC):%Y%m%dT%H%M%SZ}"
+    @property
+    def end(self) -> Resource:
+        """End as an event carries it."""
+        if self._moment.tzinfo is None:
+            return {"date": (self._moment.date() + self._length).isoformat()}
+        return self._timed("end", self._moment + self._length)
+
+    def _timed(self, name: str, moment: datetime) -> Resource:
+        zone_name = self._series["start"].get("timeZone", self._calendar_zone)
+        zone_name = self._series.get(name, {}).get("timeZone", zone_name)
+        return {"dateTime": render(moment, self._calendar_zone), "timeZone": zone_name}
 
 
 def check(series: Resource, calendar_zone: str) -> None:
@@ -105,18 +117,13 @@ def _occurrence(
     series: Resource, local: datetime, length: timedelta, calendar_zone: str, tz: tzinfo, *, all_day: bool
 ) -> Occurrence:
     if all_day:
-        start: Resource = {"date": local.date().isoformat()}
-        end: Resource = {"date": (local.date() + length).isoformat()}
-        begins, ends = resolve(start, calendar_zone) or 0.0, resolve(end, calendar_zone) or 0.0
-        return Occurrence(f"{series['id']}_{local:%Y%m%d}", start, start, end, begins, ends)
+        midnight = local.replace(tzinfo=zone(calendar_zone) or UTC)
+        begins, ends = instant(midnight), instant(midnight + length)
+        return Occurrence(f"{series['id']}_{local:%Y%m%d}", begins, ends, series, calendar_zone, local, length)
     moment = local.replace(tzinfo=tz).astimezone(UTC)
-    name = series["start"].get("timeZone", calendar_zone)
-    start = {"dateTime": render(moment, calendar_zone), "timeZone": name}
-    end = {"dateTime": render(moment + length, calendar_zone), "timeZone": series["end"].get("timeZone", name)}
     begins = instant(moment)
-    return Occurrence(
-        f"{series['id']}_{moment:%Y%m%dT%H%M%SZ}", start, start, end, begins, begins + length.total_seconds()
-    )
+    ends = begins + length.total_seconds()
+    return Occurrence(f"{series['id']}_{moment:%Y%m%dT%H%M%SZ}", begins, ends, series, calendar_zone, moment, length)
 
 
 @lru_cache(maxsize=512)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from devstack.google_calendar.clock import VirtualClock, stamp
-from devstack.google_calendar.recurrence import instance_id, occurrences
+from devstack.google_calendar.recurrence import occurrences
 from devstack.google_calendar.resource import Resource, dumps
 from devstack.google_calendar.settings import Settings
 from devstack.google_calendar.times import resolve
@@ -134,7 +134,6 @@ class Calendar:
     epoch: int = 0
     updated: float = 0.0
     last_seq: int = 0
-    purged_version: int = 0
     next_purge: float = float("inf")
     records: dict[str, Record] = field(default_factory=dict)
     by_seq: list[Record] = field(default_factory=list)
@@ -187,7 +186,7 @@ class Calendar:
             self.exceptions.get(record.series_id, {}).pop(record.id, None)
 
     def purge(self, now: float, days: int) -> None:
-        """Forget deletions older than `days`; tokens from before a forgotten deletion become invalid.
+        """Forget deletions older than `days`; sync tokens as old as that are no longer accepted either.
 
         Cancelled instances stay as long as their series lives.
         """
@@ -198,7 +197,6 @@ class Calendar:
             if record.deleted_at is None or self.of_live_series(record):
                 continue
             if now - record.deleted_at >= days * DAY:
-                self.purged_version = max(self.purged_version, record.version)
                 self.buried.pop(record.id, None)
                 self.forget(record)
             else:
@@ -243,10 +241,7 @@ class Calendar:
         """Return the ids (and original starts) an expanded listing shows for a record."""
         if not body.get("recurrence"):
             return {body["id"]: None}
-        return {
-            instance_id(body["id"], o.original_start, self.time_zone): o.original_start
-            for o in occurrences(body, self.time_zone)
-        }
+        return {occurrence.id: occurrence.start for occurrence in occurrences(body, self.time_zone)}
 
 
 @dataclass(slots=True)

@@ -84,7 +84,7 @@ def instance(series: Resource, occurrence: Occurrence) -> Resource:
     return body | {
         "id": occurrence.id,
         "recurringEventId": series["id"],
-        "originalStartTime": occurrence.original_start,
+        "originalStartTime": occurrence.start,
         "start": occurrence.start,
         "end": occurrence.end,
     }

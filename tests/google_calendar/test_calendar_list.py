@@ -1,5 +1,6 @@
 """calendarList.* and calendars.*: lists, their sync tokens, and what a list never reports."""
 
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -9,11 +10,11 @@ from tests.google_calendar.conftest import ANA, Api, reason
 LIST = "users/me/calendarList"
 
 
-def _entries(api: Api, **params: object) -> list[dict[str, object]]:
+def _entries(api: Api, **params: Any) -> list[dict[str, Any]]:
     return list(api.call("GET", LIST, **params).json()["items"])
 
 
-def _token(api: Api, **params: object) -> str:
+def _token(api: Api, **params: Any) -> str:
     return str(api.call("GET", LIST, **params).json()["nextSyncToken"])
 
 
@@ -70,9 +71,15 @@ def test_hidden_entries_are_left_out_except_incrementally(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "restriction", [{"minAccessRole": "owner"}, {"showOwnOrganizationOnly": "true"}, {"showDeleted": "false"}, {"showHidden": "false"}]
+    "restriction",
+    [
+        {"minAccessRole": "owner"},
+        {"showOwnOrganizationOnly": "true"},
+        {"showDeleted": "false"},
+        {"showHidden": "false"},
+    ],
 )
-def test_a_sync_token_with_a_restriction_is_refused(api: Api, restriction: dict[str, str]) -> None:
+def test_a_sync_token_with_a_restriction_is_refused(api: Api, restriction: dict[str, Any]) -> None:
     answer = api.call("GET", LIST, syncToken=_token(api), **restriction)
     assert (answer.status_code, reason(answer)) == (400, "syncTokenWithRequestRestrictions")
 

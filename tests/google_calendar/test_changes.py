@@ -183,7 +183,9 @@ def test_an_expanded_sync_learns_which_instances_a_shortened_series_lost(api: Ap
 
 
 def test_an_exdate_takes_an_occurrence_out(api: Api) -> None:
-    series = api.insert(**{**WEEKLY, "recurrence": [*WEEKLY["recurrence"], "EXDATE;TZID=Europe/Berlin:20260316T090000"]})
+    series = api.insert(
+        **{**WEEKLY, "recurrence": [*WEEKLY["recurrence"], "EXDATE;TZID=Europe/Berlin:20260316T090000"]}
+    )
     items = api.page(singleEvents="true")["items"]
     assert f"{series['id']}_{SECOND}" not in [item["id"] for item in items]
     assert len(items) == 3

@@ -65,14 +65,14 @@ def test_the_same_seed_makes_the_same_world_and_another_seed_another() -> None:
 def test_the_demo_world_has_one_of_everything_that_goes_wrong(simulator_process: Simulator) -> None:
     simulator = simulator_process
     simulator.reset(profile="demo", settings={"quota_user_per_minute": 0})
-    calendars = {calendar for user in simulator.users for calendar in user.calendars}
+    calendars = simulator.calendars()
     assert len(simulator.users) == 60
     assert len(calendars) == 90
     notes = {note: calendar for user in simulator.users for calendar, note in user.calendar_notes.items()}
     assert [user.note for user in simulator.users if user.note] == ["revoked_grant"]
     large = simulator.truth(notes["large"])
     assert (len(large.events), large.cancelled_instances) == (10_000, {})
-    total = sum(len(simulator.truth(calendar).events) for calendar in calendars)
+    total = sum(calendar.events for calendar in calendars)
     assert 15_000 <= total - 10_000 <= 20_000
     nasty = simulator.truth(notes["nasty_values"]).events.values()
     assert any("\u0000" in event.get("summary", "") for event in nasty)
@@ -118,6 +118,9 @@ def test_wrong_options_are_refused_before_anything_starts() -> None:
 
 
 def test_a_simulator_that_cannot_start_raises() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match="did not start"):
-        with run_simulator(port=taken.getsockname()[1]):
-            pass
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(RuntimeError, match="did not start"),
+        run_simulator(port=taken.getsockname()[1]),
+    ):
+        pass

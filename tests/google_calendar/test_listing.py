@@ -343,7 +343,9 @@ def test_gzip_needs_the_word_in_the_user_agent_too(api: Api) -> None:
     assert packed.json() == plain.json()
 
 
-@pytest.mark.parametrize("params", [{"maxResults": "0"}, {"maxResults": "x"}, {"singleEvents": "yes"}, {"maxAttendees": "0"}])
+@pytest.mark.parametrize(
+    "params", [{"maxResults": "0"}, {"maxResults": "x"}, {"singleEvents": "yes"}, {"maxAttendees": "0"}]
+)
 def test_a_parameter_of_the_wrong_type_is_refused(api: Api, params: dict[str, str]) -> None:
     assert api.refused(400, **params) == "invalidParameter"
 
@@ -383,7 +385,9 @@ def test_the_same_event_id_may_exist_in_two_calendars(api: Api) -> None:
 
 
 def test_values_that_break_readers_go_over_the_wire_as_they_are(api: Api) -> None:
-    api.simulator.put_raw(ANA, [{"summary": "a\u0000b"}, {"summary": "lone \ud83d", **AT_TEN}, {"start": {"date": "0000-01-01"}}])
+    api.simulator.put_raw(
+        ANA, [{"summary": "a\u0000b"}, {"summary": "lone \ud83d", **AT_TEN}, {"start": {"date": "0000-01-01"}}]
+    )
     body = api.call("GET", api.events).content
     assert b"a\\u0000b" in body
     assert b"\\ud83d" in body

@@ -112,7 +112,7 @@ def test_a_fault_by_chance_is_the_same_for_the_same_seed(api: Api) -> None:
 def test_a_truncated_answer_is_no_json_and_an_html_answer_says_200(api: Api) -> None:
     _fill(api, 2)
     api.simulator.add_fault("truncate", times=1)
-    with pytest.raises(ValueError, match="Unterminated|Expecting|delimiter"):
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting|delimiter"):
         api.call("GET", api.events).json()
     api.simulator.add_fault("html", times=1)
     answer = api.call("GET", api.events)

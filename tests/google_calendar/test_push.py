@@ -34,7 +34,7 @@ def webhook() -> Iterator[Webhook]:
             self.send_response(hook.statuses.pop(0) if hook.statuses else 204)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -47,7 +47,9 @@ def webhook() -> Iterator[Webhook]:
     server.server_close()
 
 
-def _watch(api: Api, webhook: Webhook, channel: str = "channel-1", path: str | None = None, **body: object) -> dict[str, Any]:
+def _watch(
+    api: Api, webhook: Webhook, channel: str = "channel-1", path: str | None = None, **body: object
+) -> dict[str, Any]:
     answer = api.call(
         "POST", f"{path or api.events}/watch", {"id": channel, "type": "web_hook", "address": webhook.address, **body}
     )
