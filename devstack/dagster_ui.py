@@ -18,6 +18,7 @@ from scaling.errors import UserError
 T = TypeVar("T")
 
 REPOSITORY = "__repository__"  # the name Dagster gives to what a Definitions object holds
+IMPLICIT_ASSET_JOB = "__ASSET_JOB"
 POLL_SECONDS = 0.5
 FINISHED_RUN = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 FINISHED_BACKFILL = frozenset({"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"})
@@ -191,21 +192,51 @@ class DagsterUi:
         Raises:
             UserError: Dagster refused, with its reason.
         """
+        return self._launch({"repositoryLocationName": location, "jobName": job}, partition, run_config, tags)
+
+    def materialize(
+        self,
+        location: str,
+        asset: str,
+        *,
+        partition: str | None = None,
+        run_config: Mapping[str, object] | None = None,
+    ) -> str:
+        """Materialize one asset, like "Materialize" on its page.
+
+        Args:
+            location: code location.
+            asset: its key.
+            partition: partition key of a partitioned asset.
+            run_config: as in the Launchpad.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            UserError: Dagster refused, with its reason.
+        """
+        selector = {
+            "repositoryLocationName": location,
+            "jobName": IMPLICIT_ASSET_JOB,
+            "assetSelection": [{"path": [asset]}],
+        }
+        return self._launch(selector, partition, run_config, None)
+
+    def _launch(
+        self,
+        selector: Mapping[str, object],
+        partition: str | None,
+        run_config: Mapping[str, object] | None,
+        tags: Mapping[str, str] | None,
+    ) -> str:
         all_tags = {**(tags or {}), **({"dagster/partition": partition} if partition else {})}
-        answer = self.query(
-            LAUNCH_RUN,
-            {
-                "params": {
-                    "selector": {
-                        "repositoryLocationName": location,
-                        "repositoryName": REPOSITORY,
-                        "jobName": job,
-                    },
-                    "runConfigData": run_config or {},
-                    "executionMetadata": {"tags": _tags(all_tags)},
-                }
-            },
-        )["launchRun"]
+        params = {
+            "selector": {"repositoryName": REPOSITORY, **selector},
+            "runConfigData": run_config or {},
+            "executionMetadata": {"tags": _tags(all_tags)},
+        }
+        answer = self.query(LAUNCH_RUN, {"params": params})["launchRun"]
         return str(_expect(answer, "LaunchRunSuccess")["run"]["runId"])
 
     def launch_backfill(self, asset: str, partitions: Sequence[str], *, title: str | None = None) -> str:

@@ -1,0 +1,45 @@
+"""One running stack for all tests of this directory: real webserver, real daemon, schedules and sensors on.
+
+A backfill is asked for before the daemon starts, which looks for backfills then and every 30 seconds; so the tests
+wait for it together instead of one after another.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from devstack import stack
+from devstack.dagster_ui import DagsterUi
+from devstack.stack import Stack
+
+SETTINGS = {
+    "PIPELINE_AUTOSTART": "true",
+    "SYNC_CRON": "* * * * *",  # cron's shortest period; the default's two minutes only take longer
+    "SYNC_POLL_INTERVAL_SECONDS": "0",
+}
+BACKFILLED_MONTHS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The stack, its UI, and the backfill that was asked for."""
+
+    stack: Stack
+    ui: DagsterUi
+    months: list[str]
+    backfill: str
+
+
+@pytest.fixture(scope="session")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """Everything, with three Google accounts and 4,000 audit logs."""
+    directory = tmp_path_factory.mktemp("stack")
+    with (
+        stack.running(directory, disposable=True, profile="small", audit_rows=4000, settings=SETTINGS) as running,
+        stack.start_webserver(running) as ui,
+    ):
+        months = ui.partitions("audit_log_archive")[:BACKFILLED_MONTHS]
+        backfill = ui.launch_backfill("audit_log_archive", months, title="past months")
+        stack.start_daemon(running, ui)
+        yield Instance(running, ui, months, backfill)
