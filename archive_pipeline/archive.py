@@ -31,7 +31,7 @@ from archive_pipeline import manifest as manifests
 from archive_pipeline.catalog import publish_catalog
 from archive_pipeline.columns import Column
 from archive_pipeline.digest import Digest, ParquetReader
-from archive_pipeline.errors import Fenced, ObjectConflict, VerificationFailed
+from archive_pipeline.errors import FencedError, ObjectConflictError, VerificationError
 from archive_pipeline.ledger import Lease, lease
 from archive_pipeline.manifest import Layout, Manifest, Part, Published
 from archive_pipeline.months import Month, epoch_us
@@ -161,10 +161,10 @@ def archive_month(
         The report. An archived month whose rows have changed in Postgres since is left as it is; the report says so.
 
     Raises:
-        MonthBusy: another run is at it.
-        MonthOpen: it may still receive rows.
-        VerificationFailed: the parts are not what Postgres holds; nothing is published.
-        Fenced: this run lost its lease to another one.
+        MonthBusyError: another run is at it.
+        MonthOpenError: it may still receive rows.
+        VerificationError: the parts are not what Postgres holds; nothing is published.
+        FencedError: this run lost its lease to another one.
         UserError: a setting, privilege, value or server is in the way; the sentence says which.
     """
     began = clock()
@@ -180,10 +180,10 @@ def archive_month(
                 report = _verify(shard, target, month, held, found)
             on_step(Step.RECORDED)
             publish_catalog(target.bucket, target.layout, target.table)
-        except Fenced:
+        except FencedError:
             raise
         except Exception as error:
-            with suppress(Fenced):
+            with suppress(FencedError):
                 held.record_failed(str(error) if isinstance(error, UserError) else type(error).__name__)
             raise
     return replace(report, seconds=clock() - began)
@@ -212,10 +212,10 @@ def _archive(shard: Shard, target: Target, month: Month, held: Lease, on_step: C
                 file.path.unlink()
                 on_step(Step.UPLOADED)
             stored = _read_back(parts, columns, target, month, directory, reader)
-        except Fenced:
+        except FencedError:
             raise  # the objects may be the other run's by now
         except Exception:
-            with suppress(Fenced, UserError):
+            with suppress(FencedError, UserError):
                 _remove_leftovers(target, held)
             raise
     on_step(Step.READ_BACK)
@@ -315,10 +315,10 @@ def _require_equal(
         there = snapshot.column_digests(columns)
         differing = [column.source for column, a, b in zip(columns, here, there, strict=True) if a != b]
         # When even the ids differ, rows differ, and no column is to blame.
-        raise VerificationFailed(month.name, f"Parquet holds {finding}", [] if "id" in differing else differing)
+        raise VerificationError(month.name, f"Parquet holds {finding}", [] if "id" in differing else differing)
     rounded = sorted({name for part in parts for name in reader.wrongly_rounded(columns, part.path)})
     if rounded:
-        raise VerificationFailed(month.name, "a readable time is not its exact time rounded down", rounded)
+        raise VerificationError(month.name, "a readable time is not its exact time rounded down", rounded)
     return digests
 
 
@@ -336,12 +336,12 @@ def _read_back(
         try:
             sha256 = target.bucket.download(part.key, path)
         except FileNotFoundError:
-            raise VerificationFailed(month.name, f"{part.key} vanished from the bucket") from None
+            raise VerificationError(month.name, f"{part.key} vanished from the bucket") from None
         if sha256 != part.sha256:
-            raise VerificationFailed(month.name, f"{part.key} came back from S3 with other bytes than were sent")
+            raise VerificationError(month.name, f"{part.key} came back from S3 with other bytes than were sent")
         digest = reader.digest(columns, path)
         if finding := digest.difference(part.digest):
-            raise VerificationFailed(month.name, f"{part.key} came back from S3 with {finding}")
+            raise VerificationError(month.name, f"{part.key} came back from S3 with {finding}")
         total += digest
     path.unlink(missing_ok=True)
     return total
@@ -352,8 +352,8 @@ def _publish(target: Target, manifest: Manifest, held: Lease) -> Published:
     held.confirm()
     try:
         target.bucket.put_bytes(key, manifest.to_bytes(), content_type="application/json")
-    except ObjectConflict:
-        raise Fenced(f"another run published month {manifest.month.name}") from None
+    except ObjectConflictError:
+        raise FencedError(f"another run published month {manifest.month.name}") from None
     return manifests.load(target.bucket, key)
 
 

@@ -13,7 +13,7 @@ from archive_pipeline import checks
 from archive_pipeline.archive import MonthReport, Step, archive_month
 from archive_pipeline.catalog import publish_catalog
 from archive_pipeline.columns import Column, Field
-from archive_pipeline.errors import VerificationFailed
+from archive_pipeline.errors import VerificationError
 from archive_pipeline.months import Month
 from archive_pipeline.resources import ArchiveResource, failing_with_a_sentence
 from scaling.errors import UserError
@@ -90,7 +90,7 @@ written. Nothing is deleted from Postgres, nothing in the bucket is overwritten.
             try:
                 with archive.databases() as router:
                     reports = [archive_month(shard, target, month, on_step=log) for shard in router.shards()]
-            except VerificationFailed as error:
+            except VerificationError as error:
                 yield from checks.failed(error)
                 raise
             yield dg.MaterializeResult(metadata=month_metadata(reports), check_results=list(checks.results(reports)))

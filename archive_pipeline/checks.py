@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from archive_pipeline.archive import MonthReport, Outcome
-from archive_pipeline.errors import VerificationFailed
+from archive_pipeline.errors import VerificationError
 
 ASSET = dg.AssetKey("audit_log_archive")
 
@@ -108,7 +108,7 @@ def results(reports: Sequence[MonthReport]) -> Iterator[dg.AssetCheckResult]:
     )
 
 
-def failed(error: VerificationFailed) -> Iterator[dg.AssetCheckResult]:
+def failed(error: VerificationError) -> Iterator[dg.AssetCheckResult]:
     """The verdict on a month that was not published.
 
     Args:

@@ -21,7 +21,13 @@ from archive_pipeline.columns import ENCODINGS, FIRST_DAY, FIRST_US, LAST_DAY, L
 
 ALGORITHM = "sum60(md5(length-prefixed))/1"
 
-DUCKDB_MEMORY = "512MB"
+# concat() passes over NULL, and unlike a chain of || it copies a 100 MB value once. Postgres allows 100 arguments.
+COLUMNS_A_CALL = 50
+
+# One thread holds one row group and its texts at a time, so a month of 100 MB documents passes in bounded memory;
+# at about 0.5 million rows a second it is still several times faster than the extraction before it.
+DUCKDB_THREADS = 1
+DUCKDB_MEMORY = "1GB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,11 @@ def _postgres_text(numbers: Sequence[int], columns: Sequence[Column]) -> sql.Com
     texts = []
     for number in numbers:
         text = sql.SQL(ENCODINGS[columns[number].kind].postgres_text).format(v=_value(number))
-        texts.append(sql.SQL("coalesce(octet_length({t})::text || ':' || {t}, '-')").format(t=text))
-    return sql.SQL(" || ").join(texts)
+        texts.append(sql.SQL("coalesce(octet_length({t})::text || ':', '-'), {t}").format(t=text))
+    chunks = [texts[start : start + COLUMNS_A_CALL] for start in range(0, len(texts), COLUMNS_A_CALL)]
+    return sql.SQL("concat({})").format(
+        sql.SQL(", ").join(sql.SQL("concat({})").format(sql.SQL(", ").join(chunk)) for chunk in chunks)
+    )
 
 
 def _bits(text: sql.Composable) -> sql.Composed:
@@ -134,7 +143,12 @@ class ParquetReader:
 
     def __init__(self, spill: Path) -> None:
         self._duckdb = duckdb.connect(
-            config={"memory_limit": DUCKDB_MEMORY, "temp_directory": str(spill), "preserve_insertion_order": "false"}
+            config={
+                "threads": DUCKDB_THREADS,
+                "memory_limit": DUCKDB_MEMORY,
+                "temp_directory": str(spill),
+                "preserve_insertion_order": "false",
+            }
         )
 
     def __enter__(self) -> Self:
@@ -208,8 +222,8 @@ def _duckdb_bits(columns: Sequence[Column]) -> str:
     texts = []
     for column in columns:
         text = ENCODINGS[column.kind].duckdb_text.format(v=_quoted(column.exact.name))
-        texts.append(f"coalesce(strlen({text})::VARCHAR || ':' || {text}, '-')")
-    return f"('0x' || substr(md5({' || '.join(texts)}), 1, 15))::BIGINT"
+        texts.append(f"coalesce(strlen({text})::VARCHAR || ':', '-'), {text}")
+    return f"('0x' || substr(md5(concat({', '.join(texts)})), 1, 15))::BIGINT"
 
 
 def _is_wrong(column: Column) -> str:

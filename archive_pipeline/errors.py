@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from scaling.errors import UserError
 
 
-class MonthOpen(UserError):
+class MonthOpenError(UserError):
     """The month has not ended, or a transaction that may still write to it is running."""
 
 
-class MonthBusy(UserError):
+class MonthBusyError(UserError):
     """Another run holds the month's lease."""
 
 
-class VerificationFailed(UserError):
+class VerificationError(UserError):
     """What would be published is not what Postgres holds; nothing of the attempt is left in the bucket.
 
     Attributes:
@@ -36,9 +36,9 @@ class VerificationFailed(UserError):
         )
 
 
-class Fenced(Exception):
+class FencedError(Exception):
     """This run's lease was taken over; it must not write another byte."""
 
 
-class ObjectConflict(Exception):
+class ObjectConflictError(Exception):
     """A key that must never be overwritten already holds other bytes."""

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from datetime import datetime
 
 import psycopg
+from psycopg.rows import TupleRow
 
-from archive_pipeline.errors import Fenced, MonthBusy
+from archive_pipeline.errors import FencedError, MonthBusyError
 from archive_pipeline.manifest import Published
 from archive_pipeline.months import Month
 from archive_pipeline.snapshot import SourceTable
@@ -43,6 +44,9 @@ RETURNING epoch
 MINE = "source_table = %(source_table)s AND shard = %(shard)s AND month = %(month)s AND epoch = %(epoch)s"
 OF_MONTH = "source_table = %(source_table)s AND shard = %(shard)s AND month = %(month)s"
 
+OWNER = f"SELECT owner FROM archive.months WHERE {OF_MONTH}"  # noqa: S608 - constants only
+UPLOADS = f"SELECT key FROM archive.uploads WHERE {OF_MONTH} ORDER BY key"  # noqa: S608 - constants only
+
 RECORD_UPLOAD = """
 INSERT INTO archive.uploads (key, source_table, shard, month, epoch, sha256, bytes)
 VALUES (%(key)s, %(source_table)s, %(shard)s, %(month)s, %(epoch)s, %(sha256)s, %(bytes)s)
@@ -70,36 +74,27 @@ WHERE {MINE}
 class Lease:
     """The right to archive one month; made by `lease`.
 
-    Every method raises `Fenced` when the right is gone.
+    Every method raises `FencedError` when the right is gone.
     """
 
     def __init__(self, connection: Connection, identity: dict[str, object]) -> None:
         self._connection = connection
         self._identity = identity
 
-    @property
-    def connection(self) -> Connection:
-        """The lease's own session, in autocommit."""
-        return self._connection
-
     def confirm(self) -> None:
         """Make sure that the lease still holds; asked before every write to the bucket."""
-        self._fenced(f"UPDATE archive.months SET epoch = epoch WHERE {MINE}")  # noqa: S608 - constants only
+        self._update(f"UPDATE archive.months SET epoch = epoch WHERE {MINE}")  # noqa: S608 - constants only
 
     def clock(self) -> datetime:
         """The database's time."""
-        row = self._connection.execute("SELECT clock_timestamp()").fetchone()
+        row = self._execute("SELECT clock_timestamp()").fetchone()
         if row is None or not isinstance(row[0], datetime):
             raise TypeError
         return row[0]
 
     def uploads(self) -> list[str]:
         """Keys of objects that unfinished attempts may have left in the bucket."""
-        rows = self._connection.execute(
-            f"SELECT key FROM archive.uploads WHERE {OF_MONTH} ORDER BY key".encode(),  # noqa: S608 - constants only
-            self._identity,
-        )
-        return [key for (key,) in rows]
+        return [key for (key,) in self._execute(UPLOADS)]
 
     def record_upload(self, key: str, sha256: str, size: int) -> None:
         """Note an object before it is put.
@@ -110,7 +105,7 @@ class Lease:
             size: bytes.
         """
         self.confirm()
-        self._connection.execute(RECORD_UPLOAD, {**self._identity, "key": key, "sha256": sha256, "bytes": size})
+        self._execute(RECORD_UPLOAD, key=key, sha256=sha256, bytes=size)
 
     def forget_uploads(self, keys: Sequence[str]) -> None:
         """Remove notes of objects that are gone or listed.
@@ -118,7 +113,7 @@ class Lease:
         Args:
             keys: of the objects.
         """
-        self._connection.execute("DELETE FROM archive.uploads WHERE key = ANY(%s)", (list(keys),))
+        self._execute("DELETE FROM archive.uploads WHERE key = ANY(%(keys)s)", keys=list(keys))
 
     def record_published(self, found: Published, source_rows: int) -> None:
         """Record the month as archived, and its parts as listed.
@@ -128,8 +123,8 @@ class Lease:
             source_rows: rows of the month in Postgres.
         """
         manifest = found.manifest
-        with self._connection.transaction():
-            self._fenced(
+        with self._alive(), self._connection.transaction():
+            self._update(
                 RECORD_PUBLISHED,
                 generation=manifest.generation,
                 rows=manifest.digest.rows,
@@ -150,15 +145,22 @@ class Lease:
         Args:
             error: one sentence without row content.
         """
-        self._fenced(RECORD_FAILED, error=error)
+        self._update(RECORD_FAILED, error=error)
 
-    def _fenced(self, statement: str, **values: object) -> None:
+    def _update(self, statement: str, **values: object) -> None:
+        if self._execute(statement, **values).rowcount != 1:
+            raise FencedError(f"another run took over month {self._identity['month']}")
+
+    def _execute(self, statement: str, **values: object) -> psycopg.Cursor[TupleRow]:
+        with self._alive():
+            return self._connection.execute(statement.encode(), {**self._identity, **values})
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
         try:
-            cursor = self._connection.execute(statement.encode(), {**self._identity, **values})
+            yield
         except psycopg.OperationalError:
-            raise Fenced(f"the database session of the lease on month {self._identity['month']} is gone") from None
-        if cursor.rowcount != 1:
-            raise Fenced(f"another run took over month {self._identity['month']}")
+            raise FencedError(f"the database session of the lease on month {self._identity['month']} is gone") from None
 
 
 @contextmanager
@@ -171,19 +173,16 @@ def lease(shard: Shard, table: SourceTable, month: Month) -> Iterator[Lease]:
         month: to be archived.
 
     Raises:
-        MonthBusy: another run has it.
+        MonthBusyError: another run has it.
         UserError: months of this table were archived in another time zone, so the new one would overlap them.
     """
     identity: dict[str, object] = {"source_table": str(table), "shard": shard.name, "month": month.partition_key}
     with shard.dedicated() as connection:
         row = connection.execute(LOCK, (f"archive {table} {month.name}",)).fetchone()
         if not (row and row[0]):
-            owner = connection.execute(
-                f"SELECT owner FROM archive.months WHERE {OF_MONTH}".encode(),  # noqa: S608 - constants only
-                identity,
-            ).fetchone()
+            owner = connection.execute(OWNER.encode(), identity).fetchone()
             by = f" by {owner[0]}" if owner else ""
-            raise MonthBusy(f"month {month.name} is being archived{by}; wait for that run to end, or stop it")
+            raise MonthBusyError(f"month {month.name} is being archived{by}; wait for that run to end, or stop it")
         other = connection.execute(OTHER_ZONE, {**identity, "time_zone": month.zone}).fetchone()
         if other:
             raise UserError(

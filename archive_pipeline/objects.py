@@ -22,13 +22,14 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
 )
 
-from archive_pipeline.errors import ObjectConflict
+from archive_pipeline.errors import ObjectConflictError
 from archive_pipeline.parts import base64_of
 from scaling.errors import UserError
 from scaling.settings import ArchiveSettings
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 ATTEMPTS = 8
+REPEATS = 4
 CHUNK_BYTES = 1 << 20
 # S3's names for bytes that arrived other than they were sent; boto3 does not repeat those.
 DAMAGED_ON_THE_WAY = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody")
 PARQUET = "application/vnd.apache.parquet"
-BROKEN_STREAM = (IncompleteReadError, HTTPClientError)
+BROKEN_STREAM = (IncompleteReadError, HTTPClientError, FlexibleChecksumError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class ArchiveBucket:
         Args:
             settings: region, bucket and, outside AWS, the endpoint.
         """
-        client = boto3.client(
+        client = boto3.Session().client(
             "s3",
             region_name=settings.aws_region,
             endpoint_url=settings.aws_endpoint_url_s3,
@@ -107,7 +109,7 @@ class ArchiveBucket:
             sha256: of its bytes, hex; the server refuses other bytes.
 
         Raises:
-            ObjectConflict: the key holds other bytes.
+            ObjectConflictError: the key holds other bytes.
             UserError: the bucket cannot be written.
         """
         self._put(key, path, sha256)
@@ -121,7 +123,7 @@ class ArchiveBucket:
             content_type: MIME type.
 
         Raises:
-            ObjectConflict: the key holds other bytes.
+            ObjectConflictError: the key holds other bytes.
             UserError: the bucket cannot be written.
         """
         self._put(key, body, hashlib.sha256(body).hexdigest(), content_type)
@@ -252,7 +254,7 @@ class ArchiveBucket:
         # A PUT that succeeded but whose answer was lost comes back here as 412 on boto3's retry, and so does a part
         # of an earlier attempt: both are settled by what the key holds. 409 means that two conditional writes met.
         with self._sentences(key):
-            for attempt in stamina.retry_context(on=_is_worth_repeating, attempts=ATTEMPTS, timeout=None):
+            for attempt in stamina.retry_context(on=_is_worth_repeating, attempts=REPEATS, timeout=None):
                 with attempt, body.open("rb") if isinstance(body, Path) else io.BytesIO(body) as stream:
                     try:
                         self._client.put_object(
@@ -268,7 +270,7 @@ class ArchiveBucket:
                             raise
                         size = body.stat().st_size if isinstance(body, Path) else len(body)
                         if not self.holds(key, size, sha256):
-                            raise ObjectConflict(f"s3://{self.name}/{key} already holds other bytes") from None
+                            raise ObjectConflictError(f"s3://{self.name}/{key} already holds other bytes") from None
 
     @contextmanager
     def _sentences(self, key: str) -> Iterator[None]:
@@ -297,6 +299,8 @@ class ArchiveBucket:
                     f"S3 failed {error.operation_name} of {where} {ATTEMPTS} times ({code}); try again"
                 ) from None
             raise UserError(f"S3 refuses {error.operation_name} of {where} ({code})") from None
+        except FlexibleChecksumError:
+            raise UserError(f"{where} came back with other bytes than its checksum says, {ATTEMPTS} times") from None
         except BotoCoreError as error:
             raise UserError(f"S3 does not answer for {where} ({type(error).__name__}); try again") from None
 

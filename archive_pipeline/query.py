@@ -10,6 +10,7 @@ left out by the bounds in the manifests, row groups by their statistics.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -96,7 +97,9 @@ class Archive:
             statements = self._duckdb.extract_statements(query)
             if len(statements) != 1 or statements[0].type not in READS:
                 raise UserError("the archive answers one SELECT at a time")
-            return self._duckdb.execute(statements[0]).df()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # DuckDB 2.0 calls pandas 3 with old arguments
+                return self._duckdb.execute(statements[0]).df()
         except duckdb.Error as error:
             raise UserError(f"the query cannot be run: {error}") from None
 

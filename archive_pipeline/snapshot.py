@@ -18,7 +18,7 @@ from psycopg import sql
 
 from archive_pipeline.columns import Column, discover
 from archive_pipeline.digest import Digest, postgres_column_digests, postgres_digest
-from archive_pipeline.errors import MonthOpen
+from archive_pipeline.errors import MonthOpenError
 from archive_pipeline.months import Month
 from scaling.databases import Connection, Lsn, Shard
 from scaling.errors import UserError
@@ -95,7 +95,7 @@ def require_closed(connection: Connection, month: Month, grace: timedelta) -> No
         grace: how long after its end a month is closed.
 
     Raises:
-        MonthOpen: with the instant from which the month can be archived, or what is in the way.
+        MonthOpenError: with the instant from which the month can be archived, or what is in the way.
     """
     closes_at = month.end + grace
     now, still_running = connection.execute(
@@ -103,12 +103,12 @@ def require_closed(connection: Connection, month: Month, grace: timedelta) -> No
         {"closes_at": closes_at, "end": month.end},
     ).fetchone() or (False, 0)
     if not now:
-        raise MonthOpen(
+        raise MonthOpenError(
             f"month {month.name} is still open: it can be archived from {closes_at:%Y-%m-%d %H:%M} UTC "
             f"({grace.total_seconds():.0f} s after its end, ARCHIVE_GRACE_SECONDS), by the database's clock"
         )
     if still_running:
-        raise MonthOpen(
+        raise MonthOpenError(
             f"month {month.name} is still open: {still_running} database transaction(s) began before its end and may "
             "yet write to it; end them (pg_stat_activity, pg_prepared_xacts) and run the month again"
         )

@@ -2,8 +2,8 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Room:
     bucket: Bucket
 
     def tenant(self, tenant: uuid.UUID = TENANT) -> uuid.UUID:
-        self.admin.execute("INSERT INTO tenants (id, name) VALUES (%s, 'T') ON CONFLICT DO NOTHING".encode(), (tenant,))
+        self.admin.execute("INSERT INTO tenants (id, name) VALUES (%s, 'T') ON CONFLICT DO NOTHING", (tenant,))
         return tenant
 
     def log(self, at: datetime | str, **columns: object) -> uuid.UUID:
@@ -84,7 +84,8 @@ class Room:
     def rows(self, query: str = "SELECT * FROM audit_logs", **months: str) -> list[dict[str, Any]]:
         """Query the archive."""
         with Archive(self.target.bucket, self.target.layout, self.target.table, **months) as archive:
-            return archive.query(query).to_dict("records")
+            records = archive.query(query).to_dict("records")
+        return [{str(name): value for name, value in record.items()} for record in records]
 
     def month_row(self, month: Month = JANUARY) -> dict[str, Any]:
         cursor = self.admin.execute("SELECT * FROM archive.months WHERE month = %s", (month.partition_key,))
@@ -112,6 +113,3 @@ def room(
     with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
         yield Room(shard, admin, target, database, bucket)
     shard.close()
-
-
-__all__ = ["JANUARY", "TENANT", "UTC", "Room", "replace"]
