@@ -171,7 +171,7 @@ def run(directory: Path, console: Console) -> Summary:
         with say.step("Stop everything"):
             opened.close()
     _print(console, summary, patients, answer)
-    _check(summary, patients, months)
+    check(summary, patients, months)
     return summary
 
 
@@ -322,8 +322,17 @@ def _print(console: Console, summary: Summary, patients: Sequence[Patient], answ
         console.print(f"  {patient.accounts}: {words}", soft_wrap=True)
 
 
-def _check(summary: Summary, patients: Sequence[Patient], months: Sequence[str]) -> None:
-    """Hold the numbers against each other: a demo that prints nonsense must not exit 0."""
+def check(summary: Summary, patients: Sequence[Patient], months: Sequence[str]) -> None:
+    """Hold the numbers against each other: a demo that prints nonsense must not exit 0.
+
+    Args:
+        summary: the numbers.
+        patients: the workspaces that need a human.
+        months: partition keys of the closed months.
+
+    Raises:
+        UserError: they do not agree.
+    """
     rows = {summary.postgres_rows, summary.rows_archived, summary.rows_verified, summary.query_rows}
     if len(rows) != 1:
         raise UserError(
