@@ -24,7 +24,7 @@ install: $(INSTALLED)  ## .venv with every dependency, at the versions of constr
 .PHONY: lock
 lock:  ## new constraints.txt: the newest versions that pyproject.toml admits
 	@rm -rf var/lock && $(PYTHON) -m venv var/lock
-	@var/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[devstack,test,lint]'
+	@var/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[devstack,test,lint,screenshots]'
 	@{ echo "# Every version of a tested installation (Python 3.11, Linux); made with: make lock"; \
 	   var/lock/bin/python -m pip freeze --exclude-editable; } > constraints.txt
 	@rm -rf var/lock
@@ -60,6 +60,11 @@ format: install  ## let ruff mend what it can
 .PHONY: bench
 bench: install  ## the simulator's speed, into var/bench/
 	@$(BIN)/python -m bench.google_calendar
+
+.PHONY: screenshots
+screenshots: install  ## new pictures for the README, from a running make up; needs a Chromium on the PATH
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'
+	@$(BIN)/python docs/screenshots.py $(ARGS)
 
 .PHONY: clean
 clean:  ## stop what this checkout left running and remove var/ (the .venv stays)

@@ -1,0 +1,90 @@
+"""Pictures of the Dagster UI for the README: ``make screenshots`` while ``make up`` (or a demo) runs.
+
+Belongs here: which pages, and waiting until a page is drawn. Does not: anything a test asserts.
+Needs a Chromium on the PATH; Playwright brings none here, it drives the one that is installed.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from devstack.dagster_ui import DagsterUi
+from scaling.errors import UserError, run_command
+
+IMAGES = Path(__file__).parent / "images"
+SIZE = {"width": 1440, "height": 900}
+QUIET_MILLISECONDS = 3000
+"""The UI keeps a socket open, so no page is ever idle; its drawing ends about a second after the last answer."""
+
+
+def pages(ui: DagsterUi) -> dict[str, str]:
+    """Choose the pages: name of the picture to path of the UI.
+
+    Raises:
+        UserError: nothing has run yet that could be shown.
+    """
+    ticks = [run for run in ui.runs() if run.job == "calendar_sync" and run.status == "SUCCESS"]
+    months = sorted(month for month in ui.numbers("audit_log_archive") if month)
+    if not ticks or not months:
+        raise UserError("there is nothing to show yet: wait for a sync tick and archive a month first")
+    return {
+        "lineage-sync": "/locations/__repository__@sync_pipeline/asset-groups/google_calendar/lineage",
+        "lineage-archive": "/locations/__repository__@archive_pipeline/asset-groups/audit_logs/lineage",
+        "archive-partition": f"/assets/audit_log_archive?view=partitions&partition={months[-1]}",
+        "archive-checks": "/assets/audit_log_archive?view=checks",
+        "archive-overview": "/assets/audit_log_archive?view=overview",
+        "sync-partitions": "/assets/calendar_events?view=partitions",
+        "sync-run": f"/runs/{ticks[0].id}",
+        "sync-ticks": "/assets/sync_ticks?view=overview",
+        "checks": "/assets/calendar_events?view=checks",
+        "automation": "/automation",
+    }
+
+
+def take(page: Page, url: str, path: str, target: Path) -> None:
+    """Open a page, wait until it is drawn, and save the picture.
+
+    Args:
+        page: of the browser.
+        url: of the UI.
+        path: of the page.
+        target: PNG file.
+    """
+    page.goto(url + path, wait_until="domcontentloaded")
+    page.wait_for_timeout(QUIET_MILLISECONDS)
+    page.wait_for_function("!document.body.innerText.includes('Loading…')")
+    page.screenshot(path=target)
+
+
+def main() -> int:
+    """Take every picture.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: no browser, or nothing to show.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:3000", help="of the running Dagster UI")
+    parser.add_argument("--into", type=Path, default=IMAGES, help="directory of the pictures")
+    arguments = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise UserError("no Chromium is on the PATH; install the package chromium of your system")
+    arguments.into.mkdir(parents=True, exist_ok=True)
+    with DagsterUi(arguments.url) as ui, sync_playwright() as playwright:
+        # --no-sandbox: Chromium refuses its sandbox to root, and only this machine's own pages are opened.
+        flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]  # a TypedDict, spelled as a dict
+        for name, path in pages(ui).items():
+            take(page, arguments.url, path, arguments.into / f"{name}.png")
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
