@@ -1,25 +1,24 @@
 """events.get, insert, import, quickAdd, update, patch, delete and move: reading and changing one event.
 
-Validation follows the messages of the real API. Listing is in `events_list`, version keeping in `state`.
+What a valid event is, is in `validation`; listing in `events_list`, version keeping in `state`.
 """
 
 import re
 from base64 import urlsafe_b64encode
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from devstack.google_calendar import errors, recurrence
+from devstack.google_calendar import errors
 from devstack.google_calendar.call import Call
 from devstack.google_calendar.clock import stamp
 from devstack.google_calendar.recurrence import Occurrence, occurrences
 from devstack.google_calendar.resource import Resource, patched
 from devstack.google_calendar.state import Calendar, Record, World
-from devstack.google_calendar.times import in_zone, parse_rfc3339, render, resolve, zone
+from devstack.google_calendar.times import render, zone
+from devstack.google_calendar.validation import validate
 from devstack.google_calendar.views import View, instance
 
 _VALID_ID = re.compile(r"[a-v0-9]{5,1024}")
-_STATUSES = frozenset({"confirmed", "tentative", "cancelled"})
-_EVENT_TYPES = frozenset({"birthday", "default", "focusTime", "fromGmail", "outOfOffice", "workingLocation"})
 # Set by the server; what a client sends for them is ignored.
 _READ_ONLY: Final = (
     "kind", "etag", "id", "created", "updated", "htmlLink", "creator", "organizer", "recurringEventId",
@@ -214,7 +213,7 @@ def _create(
         "eventType": sent.get("eventType", "default"),
     }
     body.setdefault("reminders", {"useDefault": True})
-    _validate(body, calendar)
+    validate(body, calendar)
     return call.world.commit(calendar, body).body
 
 
@@ -236,7 +235,7 @@ def _change(call: Call, calendar: Calendar, record: Record | None, current: Reso
 
 def _store(call: Call, calendar: Calendar, current: Resource, body: Resource) -> Resource:
     """Validate a changed event and commit it if anything differs; a restored series gets its exceptions back."""
-    _validate(body, calendar)
+    validate(body, calendar)
     changed = {name for name in {*current, *body} if current.get(name) != body.get(name)}
     if not changed and current["id"] in calendar.records:
         return current
@@ -279,50 +278,3 @@ def _organizer(calendar: Calendar) -> Resource:
 def _link(event_id: str, calendar: Calendar) -> str:
     key = urlsafe_b64encode(f"{event_id} {calendar.id}".encode()).decode().rstrip("=")
     return f"https://www.google.com/calendar/event?eid={key}"
-
-
-def _validate(body: Resource, calendar: Calendar) -> None:
-    """Check an event as the API does and express its moments at the calendar's offset.
-
-    Raises:
-        ApiError: 400 naming what is wrong.
-    """
-    if body["status"] not in _STATUSES:
-        raise errors.invalid(f"Invalid value for: {body['status']} is not a valid value")
-    if body.get("eventType", "default") not in _EVENT_TYPES:
-        raise errors.invalid(f"Invalid value for: {body['eventType']} is not a valid value")
-    for name in ("start", "end"):
-        moment = body.get(name)
-        if not isinstance(moment, dict) or not (moment.get("date") or moment.get("dateTime")):
-            raise errors.required(f"Missing {name} time.")
-        body[name] = _checked_moment(name, moment, calendar, recurring=bool(body.get("recurrence")))
-    if ("date" in body["start"]) != ("date" in body["end"]):
-        raise errors.invalid("Start and end times must either both be date or both be dateTime.")
-    begins, ends = (resolve(body[name], calendar.time_zone) for name in ("start", "end"))
-    if begins is not None and ends is not None and ends < begins:
-        raise errors.time_range_empty()
-    if body.get("recurrence"):
-        try:
-            recurrence.check(body, calendar.time_zone)
-        except (ValueError, TypeError):
-            raise errors.invalid("Invalid recurrence rule.") from None
-
-
-def _checked_moment(name: str, moment: Resource, calendar: Calendar, *, recurring: bool) -> Resource:
-    zone_name = moment.get("timeZone")
-    if zone_name is not None and zone(zone_name) is None:
-        raise errors.invalid(f"Invalid time zone definition for {name} time.")
-    if moment.get("date") and moment.get("dateTime"):
-        raise errors.invalid(f"Invalid {name} time.")
-    try:
-        if moment.get("date"):
-            return {"date": date.fromisoformat(moment["date"]).isoformat()}
-        if zone_name is None:
-            parse_rfc3339(moment["dateTime"])
-        else:
-            datetime.fromisoformat(moment["dateTime"])
-    except (ValueError, TypeError):
-        raise errors.invalid(f"Invalid value for: {name} time") from None
-    if recurring and zone_name is None:
-        raise errors.required(f"Missing time zone definition for {name} time.")
-    return in_zone({key: value for key, value in moment.items() if key != "date"}, calendar.time_zone)
