@@ -6,7 +6,6 @@ is not here: the simulator hands out refresh tokens for users that exist.
 
 import random
 from dataclasses import dataclass
-from urllib.parse import parse_qs
 
 from devstack.google_calendar import errors
 from devstack.google_calendar.clock import VirtualClock
@@ -72,13 +71,17 @@ class Grants:
             raise errors.invalid_credentials()
         return access.grant.email
 
-    def token(self, body: bytes) -> tuple[str, Resource]:
-        """Answer the token endpoint; return the user's e-mail and the JSON body.
+    def applicant(self, form: dict[str, str]) -> str:
+        """Return the e-mail address whose refresh token a form carries, "" if it carries none that is known."""
+        grant = self._grants.get(form.get("refresh_token", ""))
+        return grant.email if grant else ""
+
+    def token(self, form: dict[str, str]) -> Resource:
+        """Answer the token endpoint with a new access token.
 
         Raises:
             OAuthError: as documented, e.g. invalid_grant.
         """
-        form = {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
         kind = form.get("grant_type", "")
         if kind != "refresh_token":
             raise OAuthError(400, "unsupported_grant_type", f"Invalid grant_type: {kind}")
@@ -98,7 +101,6 @@ class Grants:
             "scope": _SCOPE,
             "token_type": "Bearer",
         }
-        return grant.email, answer
 
     def revoke_token(self, token: str) -> None:
         """Answer the revocation endpoint: revoke the grant behind a refresh or access token.

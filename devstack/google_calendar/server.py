@@ -1,7 +1,7 @@
 """The ASGI application: authenticates calls, applies quotas and faults, dispatches, counts, and writes the answers."""
 
 import asyncio
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qsl, unquote
 
 from devstack.google_calendar import batch, errors
 from devstack.google_calendar.admin import administer
@@ -118,15 +118,15 @@ class Server:
 
     async def _token(self, request: Request) -> Response:
         simulation = self.simulation
-        email, close = "", ""
+        form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
+        email, close = simulation.grants.applicant(form), ""
         try:
-            for rule in simulation.faults.firing("oauth.token", "") if simulation.faults.rules else ():
+            for rule in simulation.faults.firing("oauth.token", email) if simulation.faults.rules else ():
                 close = close or await _delay(rule)
                 refuse(rule)
                 if rule.kind is Kind.INVALID_GRANT:
                     raise revoked()
-            email, answer = simulation.grants.token(request.body)
-            response = json_response(answer)
+            response = json_response(simulation.grants.token(form))
         except OAuthError as error:
             response = json_response(error.body, error.status)
         except errors.ApiError as error:
@@ -137,9 +137,9 @@ class Server:
         return response
 
     def _revoke(self, request: Request) -> Response:
-        form = parse_qs(request.query) | parse_qs(request.body.decode("latin-1"))
+        form = dict(parse_qsl(f"{request.query}&{request.body.decode('latin-1')}"))
         try:
-            self.simulation.grants.revoke_token(form.get("token", [""])[-1])
+            self.simulation.grants.revoke_token(form.get("token", ""))
         except OAuthError as error:
             return json_response(error.body, error.status)
         return json_response({})

@@ -86,7 +86,9 @@ def test_expired_access_tokens_leave_the_refresh_token_good(api: Api) -> None:
 
 
 def test_the_token_endpoint_can_be_made_to_fail(api: Api) -> None:
-    api.simulator.add_fault("invalid_grant", method="oauth.token", times=1)
+    api.simulator.add_fault("error", method="oauth.token", user="somebody@example.com")
+    api.simulator.add_fault("invalid_grant", method="oauth.token", user=ANA, times=1)
     api.simulator.add_fault("error", method="oauth.token", status=503, after=1, times=1)
     assert [_refresh(api).status_code for _ in range(3)] == [400, 503, 200]
+    assert api.simulator.counts().count("oauth.token", user=ANA) == 3
     assert api.simulator.counts().count("oauth.token", status=503) == 1
