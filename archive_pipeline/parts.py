@@ -120,11 +120,11 @@ def _row_groups(
     for batch in batches:
         if batch.num_rows == 0:
             continue
-        gathered.append(stored(columns, batch))
-        size += gathered[-1].nbytes
-        if size >= limit:
+        if gathered and size + batch.nbytes > limit:
             yield pa.Table.from_batches(gathered).replace_schema_metadata(schema.metadata)
             gathered, size = [], 0
+        gathered.append(stored(columns, batch))
+        size += gathered[-1].nbytes
     if gathered:
         yield pa.Table.from_batches(gathered).replace_schema_metadata(schema.metadata)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dagster._core.definitions.partitions.partitioned_schedule import UnresolvedPartitionedAssetScheduleDefinition
 
 HOURS_AFTER_GRACE = 3
+LAST_DAY_OF_EVERY_MONTH = 28  # with a longer grace period the run says that the month is still open
 
 
 def monthly_schedule(
@@ -36,6 +37,6 @@ def monthly_schedule(
         name="audit_log_archive_schedule",
         description="Once a month: archive the month that just ended. A missed tick is made up for.",
         hour_of_day=hours % 24,
-        day_of_month=1 + hours // 24,
+        day_of_month=min(1 + hours // 24, LAST_DAY_OF_EVERY_MONTH),
         default_status=status.RUNNING if automation.pipeline_autostart else status.STOPPED,
     )

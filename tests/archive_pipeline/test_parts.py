@@ -113,4 +113,4 @@ def test_memory_does_not_grow_with_the_number_of_huge_rows(room: Room, tmp_path:
     peak = peak_megabytes(tmp_path)
     (found,) = room.manifests()
     assert found.manifest.digest.rows == 1006
-    assert peak < 1000, "six documents of 100 MB, one after the other"
+    assert peak < 1500, "six documents of 100 MB, one after the other"
