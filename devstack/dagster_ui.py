@@ -123,11 +123,14 @@ class DagsterUi:
             The `data` of the answer; its shape follows the document.
 
         Raises:
-            UserError: the webserver refused it.
-            httpx.HTTPError: the webserver does not answer.
+            UserError: the webserver refused it or does not answer.
         """
-        response = self._client.post("/graphql", json={"query": document, "variables": variables or {}})
-        body = response.json()
+        try:
+            response = self._client.post("/graphql", json={"query": document, "variables": variables or {}})
+            body = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise UserError(f"The Dagster webserver at {self.url} does not answer: {reason}") from None
         if "errors" in body:
             raise UserError(f"Dagster refused a query: {body['errors'][0]['message']}")
         data: dict[str, Any] = body["data"]

@@ -158,6 +158,7 @@ class Child:
     log: Path
     stop_signal: signal.Signals
     process: "subprocess.Popen[bytes]"
+    litter: tuple[Path, ...]
 
     def failure(self) -> str:
         """Say in one sentence that the process ended, with the end of its log."""
@@ -214,6 +215,7 @@ class Supervisor:
         ready_timeout_seconds: float = 60.0,
         stop_signal: signal.Signals = signal.SIGTERM,
         output: Path | None = None,
+        litter: Sequence[Path] = (),
     ) -> Child:
         """Start a process and wait until it is ready.
 
@@ -226,6 +228,7 @@ class Supervisor:
             ready_timeout_seconds: how long that may take.
             stop_signal: asks it to stop; it is killed 10 seconds later.
             output: a fresh, private file for its standard output, which otherwise goes to the log.
+            litter: files that it leaves behind; removed when it has stopped.
 
         Returns:
             The running process.
@@ -248,7 +251,7 @@ class Supervisor:
                 stderr=messages,
                 start_new_session=True,
             )
-        child = Child(name, log, stop_signal, process)
+        child = Child(name, log, stop_signal, process, tuple(litter))
         self._children.append(child)
         deadline = time.monotonic() + ready_timeout_seconds
         while not ready():
@@ -269,14 +272,15 @@ class Supervisor:
         """
         if child in self._children:
             self._children.remove(child)
-        if child.process.poll() is not None:
-            return
-        child.process.send_signal(child.stop_signal)
-        try:
-            child.process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
+        if child.process.poll() is None:
+            child.process.send_signal(child.stop_signal)
+            try:
+                child.process.wait(STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+        for path in child.litter:
+            path.unlink(missing_ok=True)
 
     def wait(self) -> None:
         """Wait until a child ends or a signal arrives.

@@ -107,6 +107,7 @@ def start(supervisor: Supervisor) -> S3:
                 ready=lambda probe=probe: _answers(probe),  # type: ignore[misc]  # mypy does not infer its default
                 # Asked to stop, it takes 15 s (measured). Every object is in its files by the time a PUT returns.
                 stop_signal=signal.SIGKILL,
+                litter=_sockets(ports),
             )
         except ProcessFailedError:
             if attempt == START_ATTEMPTS:
@@ -160,12 +161,17 @@ def _identity(path: Path) -> tuple[str, str]:
     return credentials["accessKey"], credentials["secretKey"]
 
 
+def _sockets(ports: Mapping[str, int]) -> list[Path]:
+    """Where this version of SeaweedFS puts its sockets, which no option moves."""
+    components = [(name.removesuffix(".grpc"), port) for name, port in ports.items() if name.endswith(".grpc")]
+    return [Path(f"/tmp/seaweedfs-{component}-grpc-{port}.sock") for component, port in components]  # noqa: S108
+
+
 def _clear_sockets(record: Path, ports: Mapping[str, int]) -> None:
-    """Remove the sockets that the last, killed server left in /tmp; remember the next one's ports."""
+    """Remove the sockets of a server whose owner was killed; remember the next one's ports."""
     if record.exists():
-        for name, port in json.loads(record.read_text()).items():
-            component = name.removesuffix(".grpc")
-            Path(f"/tmp/seaweedfs-{component}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108  # fixed by weed
+        for socket in _sockets(json.loads(record.read_text())):
+            socket.unlink(missing_ok=True)
     record.write_text(json.dumps(ports))
 
 

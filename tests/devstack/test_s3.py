@@ -1,6 +1,7 @@
 """The S3 server enforces what the archive relies on, and keeps objects through a kill."""
 
 import base64
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,18 @@ def test_a_removed_bucket_takes_its_objects_with_it(bucket: Bucket) -> None:
     client.put_object(Bucket=bucket.name, Key="a/b", Body=b"body")
     bucket.server.remove_bucket(bucket.name)
     assert bucket.name not in {each["Name"] for each in client.list_buckets()["Buckets"]}
+
+
+def test_a_stopped_server_leaves_no_socket_behind(tmp_path: Path) -> None:
+    before = set(Path("/tmp").glob("seaweedfs-*.sock"))
+    with Supervisor(tmp_path) as supervisor:
+        server = s3.start(supervisor)
+        port = server.endpoint.rsplit(":", 1)[1]
+        ports = json.loads((tmp_path / "s3" / "ports.json").read_text())
+        assert str(ports["s3"]) == port
+        own = {path for path in Path("/tmp").glob("seaweedfs-*.sock") if str(ports["s3.grpc"]) in path.name}
+        assert own - before
+    assert not [path for path in own if path.exists()]
 
 
 def test_objects_survive_a_kill_of_the_server(tmp_path: Path) -> None:
