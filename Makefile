@@ -58,8 +58,9 @@ format: install  ## let ruff mend what it can
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: install  ## the simulator's speed, into var/bench/
+bench: install  ## measure, into var/bench/ and the README's tables
 	@$(BIN)/python -m bench.google_calendar
+	@$(BIN)/python -m bench.readme
 
 .PHONY: screenshots
 screenshots: install  ## new pictures for the README, from a running make up; needs a Chromium on the PATH

@@ -1,10 +1,13 @@
 """Settings: what is missing or wrong is said in one sentence, by name, never by value."""
 
+from pathlib import Path
+
 import pytest
 from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaling.__main__ import GROUPS
 from scaling.errors import UserError
 from scaling.settings import ArchiveSettings, DatabaseSettings, SyncSettings, load
 
@@ -88,6 +91,12 @@ def test_secrets_do_not_show_in_a_repr(environment: pytest.MonkeyPatch) -> None:
     shown = repr(load(DatabaseSettings)) + repr(load(SyncSettings))
     assert "hush" not in shown
     assert GOOD_SYNC["GRANT_ENCRYPTION_KEYS"] not in shown
+
+
+def test_the_readme_explains_every_setting() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    names = {name.upper() for group in GROUPS.values() for name in group.model_fields}
+    assert {name for name in names if f"| `{name}` |" not in readme} == set()
 
 
 @given(st.integers(1, 9999), st.integers(0, 99))
