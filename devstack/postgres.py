@@ -125,7 +125,7 @@ def start(supervisor: Supervisor, *, disposable: bool, settings: Mapping[str, st
     """
     directory = supervisor.directory / "postgres"
     data = directory / "data"
-    prefix = _unprivileged()
+    prefix = unprivileged()
     password = _initialise(directory, prefix)
     _clear_leftovers(data)
     options = {**SETTINGS, **(DISPOSABLE if disposable else {}), **(settings or {})}
@@ -159,11 +159,17 @@ def _binary(name: str) -> str:
     return str(Path(package.origin).parent / "pginstall" / "bin" / name)
 
 
-def _unprivileged() -> list[str]:
+def unprivileged() -> list[str]:
     """The command prefix for a server that refuses to run as root.
 
     Root runs it as `nobody`, who keeps the right to pass directories: a checkout may lie in a private
     folder such as /root, and neither its permissions nor the machine's users are changed for a demo.
+
+    Returns:
+        Program and arguments to put before the command; nothing for other users.
+
+    Raises:
+        UserError: the program that does it is not installed.
     """
     if os.geteuid() != 0:
         return []

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -50,12 +52,18 @@ def test_a_killed_server_recovers_at_the_next_start(used_cluster: Path) -> None:
 
 
 def test_a_stale_pid_file_that_names_a_live_process_is_not_believed(used_cluster: Path) -> None:
-    pid_file = used_cluster / "postgres" / "data" / "postmaster.pid"
     # A process of the server's own user, which Postgres itself would take for another server.
-    pid_file.write_text(f"{os.getppid()}\n{used_cluster}\n0\n5432\n\n127.0.0.1\n\nready\n")
-    with Supervisor(used_cluster) as supervisor:
-        assert numbers(postgres.start(supervisor, disposable=True)) == [1]
-    assert psutil.pid_exists(os.getppid())
+    prefix = postgres.unprivileged()
+    bystander = subprocess.Popen([*prefix, sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        pid_file = used_cluster / "postgres" / "data" / "postmaster.pid"
+        pid_file.write_text(f"{bystander.pid}\n{used_cluster}\n0\n5432\n\n127.0.0.1\n\nready\n")
+        with Supervisor(used_cluster) as supervisor:
+            assert numbers(postgres.start(supervisor, disposable=True)) == [1]
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
 
 
 def test_a_cluster_of_another_version_is_refused(used_cluster: Path) -> None:

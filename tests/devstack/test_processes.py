@@ -77,6 +77,23 @@ def test_a_new_owner_waits_for_the_watchdog_of_a_killed_one_and_loses_nothing(tm
             assert [each.pid for each in processes_of(tmp_path)] == [child.process.pid]
 
 
+def test_no_new_owner_starts_while_the_watchdog_of_a_killed_one_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LEFTOVER_TIMEOUT_SECONDS", 0.3)
+    with owner(tmp_path) as process:
+        [watchdog] = [child for child in psutil.Process(process.pid).children() if "watch" in child.cmdline()]
+        watchdog.suspend()
+        process.kill()
+        process.wait()
+        with pytest.raises(UserError, match="already runs"):
+            Supervisor(tmp_path).__enter__()
+        watchdog.resume()
+        watchdog.wait(20)
+        with Supervisor(tmp_path):
+            assert processes_of(tmp_path) == []
+
+
 def test_a_new_owner_clears_what_is_left_when_the_watchdog_was_killed_too(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         children = psutil.Process(process.pid).children()
