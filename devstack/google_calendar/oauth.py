@@ -95,7 +95,7 @@ class Grants:
         if grant.revoked:
             raise revoked()
         seconds = self._settings.access_token_seconds
-        answer = {
+        return {
             "access_token": self._issue(grant, seconds, self._fresh),
             "expires_in": seconds,
             "scope": _SCOPE,
