@@ -31,7 +31,7 @@ from archive_pipeline import manifest as manifests
 from archive_pipeline.catalog import publish_catalog
 from archive_pipeline.columns import Column
 from archive_pipeline.digest import Digest, ParquetReader
-from archive_pipeline.errors import FencedError, ObjectConflictError, VerificationError
+from archive_pipeline.errors import CatalogError, FencedError, ObjectConflictError, VerificationError
 from archive_pipeline.ledger import Lease, lease
 from archive_pipeline.manifest import Layout, Manifest, Part, Published
 from archive_pipeline.months import Month, epoch_us
@@ -179,7 +179,7 @@ def archive_month(
             else:
                 report = _verify(shard, target, month, held, found)
             on_step(Step.RECORDED)
-            publish_catalog(target.bucket, target.layout, target.table)
+            _publish_catalog(target)
         except FencedError:
             raise
         except Exception as error:
@@ -357,6 +357,14 @@ def _publish(target: Target, manifest: Manifest, held: Lease) -> Published:
     return manifests.load(target.bucket, key)
 
 
+def _publish_catalog(target: Target) -> None:
+    # The month is archived and sound, so it does not fail; the asset of the catalog does, with this sentence.
+    try:
+        publish_catalog(target.bucket, target.layout, target.table)
+    except CatalogError as error:
+        logger.warning("the catalog was left as it is: %s", error)
+
+
 def _published(target: Target, month: Month, shard: Shard) -> Published | None:
     """The month's manifest; the bucket is asked, because a run may die between manifest and ledger."""
     found = manifests.published(target.bucket, target.layout, month=month)
@@ -387,7 +395,7 @@ def _strangers(target: Target, month: Month, shard: Shard) -> tuple[str, ...]:
     }
     prefix = f"{target.layout.data}{month.path}"
     others = f"{prefix}part-"
-    mine = f"{others}{shard.name}-"
+    mine = f"{others}{shard.name}-g"
     # Another shard's run may be between its parts and its manifest.
     return tuple(
         key

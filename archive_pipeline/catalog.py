@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archive_pipeline.columns import Field
+from archive_pipeline.errors import CatalogError
 from archive_pipeline.manifest import Layout, Manifest, published
 from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.snapshot import SourceTable
-from scaling.errors import UserError
 
 DATABASE = "audit"
 
@@ -72,7 +72,7 @@ def catalog_of(manifests: Sequence[Manifest], table: SourceTable, location: str)
         location: ``s3://bucket/prefix/``.
 
     Raises:
-        UserError: a column has different types in different months, which one table cannot declare.
+        CatalogError: a column has different types in different months, which one table cannot declare.
     """
     if not manifests:
         return None
@@ -81,7 +81,7 @@ def catalog_of(manifests: Sequence[Manifest], table: SourceTable, location: str)
         for field in (field for column in manifest.columns for field in column.fields):
             known, since = fields.setdefault(field.name, (field, manifest.month.name))
             if known.athena != field.athena:
-                raise UserError(
+                raise CatalogError(
                     f"column {field.name} of {table} is {known.athena} in month {since} but {field.athena} in month "
                     f"{manifest.month.name}; one table cannot read both, so give the changed column another name"
                 )
@@ -112,7 +112,8 @@ def publish_catalog(bucket: ArchiveBucket, layout: Layout, table: SourceTable) -
         The catalog as written, None while nothing is archived.
 
     Raises:
-        UserError: see `catalog_of`; a manifest is damaged; S3 does not answer.
+        CatalogError: see `catalog_of`.
+        UserError: a manifest is damaged, or S3 does not answer.
     """
     while True:
         manifests = [found.manifest for found in published(bucket, layout)]

@@ -1,7 +1,6 @@
 """What can stop a month, typed.
 
-Belongs here: every error of this pipeline. Those a person can act on are `UserError` sentences; none carries
-row content.
+Belongs here: every error of this pipeline, each a sentence for a person; none carries row content.
 """
 
 from collections.abc import Sequence
@@ -36,9 +35,13 @@ class VerificationError(UserError):
         )
 
 
-class FencedError(Exception):
+class FencedError(UserError):
     """This run's lease was taken over; it must not write another byte."""
 
 
-class ObjectConflictError(Exception):
+class ObjectConflictError(UserError):
     """A key that must never be overwritten already holds other bytes."""
+
+
+class CatalogError(UserError):
+    """The archived months cannot be declared as one table; the months themselves are sound."""

@@ -10,6 +10,7 @@ left out by the bounds in the manifests, row groups by their statistics.
 
 import argparse
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -66,7 +67,8 @@ class Archive:
                 f"no month of {table} is archived in s3://{bucket.name}/{layout.data}{months}; "
                 "materialize audit_log_archive first"
             )
-        self._duckdb = duckdb.connect(config={"memory_limit": QUERY_MEMORY})
+        self._spill = tempfile.TemporaryDirectory(prefix="archive-query-")
+        self._duckdb = duckdb.connect(config={"memory_limit": QUERY_MEMORY, "temp_directory": self._spill.name})
         self._duckdb.register(table.name, _dataset(manifests, bucket))
         # From here on the query can reach the view and nothing else: no files, no network, no settings.
         for setting in ("TimeZone = 'UTC'", "enable_external_access = false", "lock_configuration = true"):
@@ -79,6 +81,7 @@ class Archive:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._duckdb.close()
+        self._spill.cleanup()
 
     def query(self, query: str) -> "pd.DataFrame":
         """Run one SELECT.
@@ -131,10 +134,14 @@ def query(
 
 
 def _dataset(manifests: Sequence[Manifest], bucket: ArchiveBucket) -> ds.Dataset:
-    schema = pa.unify_schemas(
-        [arrow_schema(manifest.columns) for manifest in manifests]
-        + [pa.schema([(name, pa.int32()) for name in PARTITION_COLUMNS])]
-    )
+    schemas = [arrow_schema(manifest.columns) for manifest in manifests]
+    partitions = pa.schema([(name, pa.int32()) for name in PARTITION_COLUMNS])
+    try:
+        schema = pa.unify_schemas([*schemas, partitions], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(
+            f"a column changed its type between two archived months ({error}); query fewer months with --from and --to"
+        ) from None
     filesystem, parquet = _filesystem(bucket), ds.ParquetFileFormat()
     fragments = [
         parquet.make_fragment(f"{bucket.name}/{part.key}", filesystem, _guarantee(manifest.month, part))

@@ -9,6 +9,7 @@ import pytest
 from archive_pipeline.catalog import catalog_of, publish_catalog
 from archive_pipeline.columns import Column, Field
 from archive_pipeline.digest import Digest
+from archive_pipeline.errors import CatalogError
 from archive_pipeline.manifest import Layout, Manifest, Part
 from archive_pipeline.months import Month
 from archive_pipeline.snapshot import SourceTable
@@ -127,7 +128,7 @@ def test_the_ddl_declares_every_column_of_every_month_and_just_the_archived_year
 def test_a_column_that_changed_its_type_between_months_is_named() -> None:
     changed = Column("Price", "text", "text", Field("price", "string"))
     later = replace(MANIFEST, month=Month(2026, 1), columns=(COLUMNS[0], changed, COLUMNS[2]))
-    with pytest.raises(UserError, match=r"price of public.audit_logs is decimal\(10,2\) in month 2025-07 but string"):
+    with pytest.raises(CatalogError, match=r"price of public.audit_logs is decimal\(10,2\) in month 2025-07 but str"):
         catalog_of([MANIFEST, later], TABLE, "s3://bucket/audit_logs/")
 
 

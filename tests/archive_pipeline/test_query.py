@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from archive_pipeline import query as module
+from archive_pipeline.archive import Outcome
 from archive_pipeline.months import Month
 from archive_pipeline.query import query
 from scaling.errors import UserError
@@ -66,6 +67,22 @@ def test_months_can_be_left_out_altogether(archived: Room) -> None:
     assert archived.rows("SELECT DISTINCT month FROM audit_logs", first="2025-02", last="2025-12") == [{"month": 2}]
     with pytest.raises(UserError, match=r"no month of public.audit_logs is archived in .* from 2025-03 to the last"):
         archived.rows(first="2025-03")
+
+
+def test_an_archive_of_empty_months_answers_with_no_rows(room: Room) -> None:
+    room.archive()
+    assert room.rows("SELECT count(*) AS n FROM audit_logs") == [{"n": 0}]
+
+
+def test_a_column_that_grew_is_read_as_the_wider_type_and_one_that_changed_is_named(archived: Room) -> None:
+    archived.admin.execute("ALTER TABLE audit_logs ALTER severity TYPE bigint")
+    archived.log("2025-03-02", severity=2**40)
+    assert archived.archive(Month(2025, 3)).outcome is Outcome.ARCHIVED
+    assert archived.rows("SELECT max(severity) AS worst FROM audit_logs") == [{"worst": 2**40}]
+    archived.admin.execute("ALTER TABLE audit_logs ALTER severity TYPE text")
+    archived.archive(Month(2025, 4))
+    with pytest.raises(UserError, match=r"changed its type between two archived months \(.*severity.*--from and --to"):
+        archived.rows()
 
 
 def test_an_object_that_no_manifest_lists_is_not_read(archived: Room) -> None:
