@@ -134,6 +134,16 @@ def token_fingerprint(account: str) -> bytes:
     return hashlib.sha256(json.dumps([account, dict(EVENT_PARAMETERS)], sort_keys=True).encode()).digest()
 
 
+class _Credentials(Credentials):
+    """Credentials whose refresh survives an answer that is no token, for example a proxy's 200 with a HTML page."""
+
+    def refresh(self, request: object) -> None:
+        try:
+            super().refresh(request)  # type: ignore[no-untyped-call]  # google-auth is typed in parts
+        except (TypeError, KeyError, ValueError):
+            raise TransientError("the token endpoint's answer is no token") from None
+
+
 class _Request(Protocol):
     def execute(self, *, http: object, num_retries: int) -> object: ...
 
@@ -203,7 +213,7 @@ class GoogleCalendar:
         Returns:
             The connection, for the calling thread only.
         """
-        credentials = Credentials(  # type: ignore[no-untyped-call]  # google-auth is typed in parts
+        credentials = _Credentials(  # type: ignore[no-untyped-call]  # google-auth is typed in parts
             token=access_token and access_token.token,
             refresh_token=refresh_token,
             token_uri=self._token_url,
@@ -315,6 +325,8 @@ def _typed_errors(*, has_page_token: bool) -> Iterator[None]:
     """Turn whatever the client library raises into a `SyncError`; causes are dropped, they hold addresses."""
     try:
         yield
+    except SyncError:
+        raise
     except HttpError as error:
         raise _http_error(error, has_page_token=has_page_token) from None
     except auth_errors.RefreshError as error:

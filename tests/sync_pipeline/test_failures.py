@@ -1,7 +1,10 @@
 """Each failure has one consequence, stays in its unit, and is written down without anything personal."""
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from devstack.google_calendar import Simulator
 from sync_pipeline.cadence import Cadence
 from sync_pipeline.errors import GrantRefusedError, RateLimitedError, TransientError
+from sync_pipeline.google_calendar import GoogleCalendar
 from sync_pipeline.tick import TickResult
 from sync_pipeline.workspaces import Workspace
 from tests.sync_pipeline.conftest import Saas, Sleeps, differences
@@ -121,6 +125,45 @@ def test_a_passing_disturbance_is_retried_within_the_run(
     assert kinds(tick_once()) == []
     assert sleeps, "httplib2 repeats a dropped request once by itself, all else is waited for here"
     assert sleeps == sorted(sleeps)
+
+
+def test_a_disturbed_token_endpoint_is_no_refused_grant(
+    google: Simulator, tick_once: Tick, ann: tuple[Workspace, str]
+) -> None:
+    google.expire_access_tokens("ann@example.com")
+    google.add_fault("drop", method="oauth.token")
+    assert kinds(tick_once()) == ["transient", "transient"]
+    google.clear_faults()
+    assert kinds(tick_once()) == []
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Please log in to this network.</html>")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_page_in_place_of_a_token_is_a_passing_disturbance(google: Simulator) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            client = GoogleCalendar(
+                endpoint=google.url,
+                token_url=f"http://127.0.0.1:{server.server_port}/token",
+                client_id="client",
+                client_secret="secret",
+                sleep=lambda seconds: None,
+                rng=Random(1),
+            )
+            with pytest.raises(TransientError):
+                client.connect("a refresh token", calls=Counter()).list_calendars(page_token=None)
+        finally:
+            server.shutdown()
 
 
 def test_a_lasting_disturbance_ends_in_a_recorded_failure_and_keeps_everything(
