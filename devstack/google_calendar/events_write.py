@@ -257,7 +257,9 @@ def _cancel(world: World, calendar: Calendar, current: Resource, *, bare: bool =
         calendar.forget(exception)
     if exceptions and not bare:
         calendar.buried[current["id"]] = [exception.body for exception in exceptions]
-    return world.commit(calendar, current | {"status": "cancelled"}, bare=bare).body
+    record = world.commit(calendar, current | {"status": "cancelled"}, bare=bare)
+    calendar.note_lost(record, [exception.body for exception in exceptions])
+    return record.body
 
 
 def _cancel_orphans(world: World, calendar: Calendar, series: Record) -> None:

@@ -226,6 +226,16 @@ class Calendar:
         """Yield every record that is not cancelled."""
         return (record for record in self.by_seq if not record.cancelled)
 
+    def note_lost(self, series: Record, exceptions: list[Resource]) -> None:
+        """Remember the exceptions a deleted series took along, for expanded listings, which name every instance.
+
+        Those in a slot of the series are covered by its occurrences.
+        """
+        shown = self._shown(series.body) if exceptions else {}
+        for exception in exceptions:
+            if exception["id"] not in shown:
+                series.dropped[exception["id"]] = Dropped(series.version, exception["originalStartTime"])
+
     def _note_dropped(self, record: Record, body: Resource) -> None:
         """Remember the instances an expanded listing has shown and will not show again."""
         if all(record.body.get(name) == body.get(name) for name in ("start", "recurrence")):

@@ -182,6 +182,18 @@ def test_an_expanded_sync_learns_which_instances_a_shortened_series_lost(api: Ap
     assert sorted(statuses.values()) == ["cancelled", "cancelled", "confirmed", "confirmed"]
 
 
+def test_an_expanded_sync_learns_of_a_deleted_exception_outside_the_slots_of_its_series(api: Api) -> None:
+    series = api.insert(**WEEKLY)
+    moved = api.patch(f"{series['id']}_{THIRD}", summary="special")["id"]
+    api.patch(series["id"], recurrence=["RRULE:FREQ=WEEKLY;COUNT=2"])
+    api.patch(moved, status="confirmed")
+    items, token = api.sync(singleEvents="true")
+    assert moved in [item["id"] for item in items]
+    api.delete(series["id"])
+    statuses = {item["id"]: item["status"] for item in api.page(singleEvents="true", syncToken=token)["items"]}
+    assert statuses == dict.fromkeys([item["id"] for item in items], "cancelled")
+
+
 def test_an_exdate_takes_an_occurrence_out(api: Api) -> None:
     series = api.insert(
         **{**WEEKLY, "recurrence": [*WEEKLY["recurrence"], "EXDATE;TZID=Europe/Berlin:20260316T090000"]}
