@@ -6,7 +6,7 @@ Does not: the work on one workspace, or anything of Dagster.
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -190,7 +190,8 @@ class _Pool:
                 self._beat()
 
         with ThreadPoolExecutor(self._services.parallelism, thread_name_prefix="sync") as threads:
-            _raise_first([threads.submit(work).exception for _ in range(self._services.parallelism)])
+            for worker in [threads.submit(work) for _ in range(self._services.parallelism)]:
+                worker.result()
         return self._results
 
     def _next(self, left: list[_Source]) -> tuple[Claim, datetime] | None:
@@ -232,10 +233,3 @@ class _Pool:
             self._heartbeat_at = now
         with self._book.transaction() as connection:
             runs.heartbeat(connection, self._run_id)
-
-
-def _raise_first(outcomes: Sequence[Callable[[], BaseException | None]]) -> None:
-    for outcome in outcomes:
-        error = outcome()
-        if error is not None:
-            raise error
