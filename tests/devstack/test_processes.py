@@ -84,11 +84,13 @@ def test_no_new_owner_starts_while_the_watchdog_of_a_killed_one_is_at_work(
     with owner(tmp_path) as process:
         [watchdog] = [child for child in psutil.Process(process.pid).children() if "watch" in child.cmdline()]
         watchdog.suspend()
-        process.kill()
-        process.wait()
-        with pytest.raises(UserError, match="already runs"):
-            Supervisor(tmp_path).__enter__()
-        watchdog.resume()
+        try:
+            process.kill()
+            process.wait()
+            with pytest.raises(UserError, match="already runs"):
+                Supervisor(tmp_path).__enter__()
+        finally:
+            watchdog.resume()
         watchdog.wait(20)
         with Supervisor(tmp_path):
             assert processes_of(tmp_path) == []
@@ -120,6 +122,18 @@ def test_stacks_in_different_directories_do_not_touch_each_other(tmp_path: Path)
         assert one.poll() is None
         assert len(processes_of(tmp_path / "one")) == 2
         assert len(processes_of(tmp_path)) == 2
+
+
+def test_clean_stops_every_stack_of_the_checkout_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "VAR", tmp_path / "var")
+    with owner(tmp_path / "var" / "up") as ours, owner(tmp_path / "elsewhere") as other:
+        assert processes.main(["clean"]) == 0
+        assert processes_of(tmp_path / "var") == []
+        assert capsys.readouterr().out == "Stopped 2 processes.\n"
+        assert ours.wait(20) != 0, "its server is gone, so the owner ends with an error"
+        assert other.poll() is None
 
 
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
