@@ -15,8 +15,9 @@ from archive_pipeline.catalog import publish_catalog
 from archive_pipeline.columns import Column, Field
 from archive_pipeline.errors import VerificationError
 from archive_pipeline.months import Month
-from archive_pipeline.resources import ArchiveResource, failing_with_a_sentence
+from archive_pipeline.resources import ArchiveResource
 from scaling.errors import UserError
+from scaling.resources import failing_with_a_sentence
 
 GROUP = "audit_logs"
 OWNERS = ["team:platform"]

@@ -15,8 +15,8 @@ from archive_pipeline.manifest import Layout
 from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.snapshot import SourceTable
 from scaling.databases import DatabaseRouter
-from scaling.errors import UserError
-from scaling.settings import ArchiveSettings, DatabaseSettings, load
+from scaling.resources import databases
+from scaling.settings import ArchiveSettings, load
 
 
 class ArchiveResource(dg.ConfigurableResource[None]):
@@ -32,7 +32,7 @@ class ArchiveResource(dg.ConfigurableResource[None]):
         Raises:
             UserError: a setting is missing or wrong.
         """
-        with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="archive_pipeline") as router:
+        with databases("archive_pipeline") as router:
             yield router
 
     def target(self) -> Target:
@@ -48,16 +48,3 @@ class ArchiveResource(dg.ConfigurableResource[None]):
             layout=Layout(settings.archive_prefix),
             grace=timedelta(seconds=settings.archive_grace_seconds),
         )
-
-
-@contextmanager
-def failing_with_a_sentence() -> Iterator[None]:
-    """Show a `UserError` in the UI as the sentence it is, without a stack trace, and without retrying the step.
-
-    Raises:
-        dagster.Failure: in place of the error.
-    """
-    try:
-        yield
-    except UserError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from None

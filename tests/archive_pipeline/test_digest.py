@@ -111,6 +111,8 @@ TYPES: dict[str, tuple[str, st.SearchStrategy[Any]]] = {
     "moments": ("timestamptz[]", st.just('{infinity,"2025-01-01 00:00:00.000001+00"}')),
     "reals": ("double precision[]", st.just("{NaN,-0,1e300,0.1}")),
     "range": ("tstzrange", st.sampled_from(["empty", "[2025-01-01,2025-02-01)", "(,)"])),
+    "point": ("point", st.just("(0.30000000000000004,1e-300)")),
+    "blobs": ("bytea[]", st.just(r'{"\\x01ff"}')),
     "search": ("tsvector", st.just("'a':1 'b':2")),
 }
 
@@ -263,7 +265,8 @@ def test_a_month_of_every_type_is_archived_and_answers_queries(every_type: Room)
 
 
 def test_the_role_and_database_settings_of_the_session_do_not_change_the_digest(every_type: Room) -> None:
-    insert(every_type, [{**BLANK, "at": "2025-01-01 12:00Z", "double": 0.1, "span": "1 day", "bytes": b"\x01"}])
+    printed = {"span": "1 day", "range": "[2025-01-01,)", "point": "(0.30000000000000004,0)", "blobs": r'{"\\xff"}'}
+    insert(every_type, [{**BLANK, **printed}])
 
     def digest() -> Digest:
         with take(every_type.shard, every_type.target.table, JANUARY) as snapshot:
