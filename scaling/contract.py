@@ -101,7 +101,12 @@ def contract(audit_table: str = "public.audit_logs") -> tuple[Table, ...]:
             (
                 Column("id", UUID, True, "identifies the user"),
                 Column("tenant_id", UUID, True, "whose user it is"),
-                Column("google_api_enabled", FLAG, False, "switches the sync of a user's connections off, and counts the tenants with Google on"),
+                Column(
+                    "google_api_enabled",
+                    FLAG,
+                    False,
+                    "switches the sync of a user's connections off, and counts the tenants with Google on",
+                ),
             ),
             sees_all_rows=True,
         ),

@@ -11,10 +11,11 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from scaling.resources import failing_with_a_sentence
 from sync_pipeline import columns, dagster_events
 from sync_pipeline.health import WorkspaceReport, owed_reports
 from sync_pipeline.partitions import workspaces
-from sync_pipeline.resources import SyncResource, failing_with_a_sentence
+from sync_pipeline.resources import SyncResource
 from sync_pipeline.services import Services
 from sync_pipeline.tick import TickResult, run_tick, sync_now
 from sync_pipeline.workspaces import Workspace

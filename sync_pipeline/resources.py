@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from scaling.databases import DatabaseRouter
-from scaling.errors import UserError
-from scaling.settings import DatabaseSettings, load
+from scaling.resources import databases
 from sync_pipeline.services import Services, open_services
 
 
@@ -38,18 +37,5 @@ class SyncResource(dg.ConfigurableResource[None]):
         Raises:
             UserError: a setting is missing or wrong.
         """
-        with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="sync_pipeline") as router:
+        with databases("sync_pipeline") as router:
             yield router
-
-
-@contextmanager
-def failing_with_a_sentence() -> Iterator[None]:
-    """Show a `UserError` in the UI as the sentence it is, without a stack trace, and without retrying the step.
-
-    Raises:
-        dagster.Failure: in place of the error.
-    """
-    try:
-        yield
-    except UserError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from None

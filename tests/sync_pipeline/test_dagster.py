@@ -112,6 +112,19 @@ def test_a_workspace_that_needs_a_human_turns_red_once_and_green_when_it_is_well
     assert statuses(instance, [sick.partition_key])[sick.partition_key] == AssetPartitionStatus.MATERIALIZED
 
 
+def test_a_tick_that_fails_still_judges_the_whole_sync_after_its_work(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    saas.connect(saas.workspace(), google.add_user("ann@example.com"))
+    saas.connect(saas.workspace(), google.add_user("bob@example.com"))
+    google.revoke("bob@example.com")
+    result = run_tick(instance)
+    assert not result.success
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert {name for name, check in checks.items() if not check.passed} == {"nobody_is_needed"}
+    assert checks["calendars_are_fresh"].metadata["calendars"].value == 1, "they saw what this tick had done"
+
+
 def test_a_missing_setting_fails_the_run_with_one_clear_sentence(
     google: Simulator, instance: dg.DagsterInstance, sync_environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

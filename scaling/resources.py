@@ -1,0 +1,40 @@
+"""What the Dagster layers of both pipelines share: opening the databases, and failing with a sentence.
+
+Belongs here: Dagster code that is the same in every pipeline. Does not: anything a domain module needs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from scaling.databases import DatabaseRouter
+from scaling.errors import UserError
+from scaling.settings import DatabaseSettings, load
+
+
+@contextmanager
+def databases(application_name: str) -> Iterator[DatabaseRouter]:
+    """Open the databases for one run, from the environment as it is when the run starts.
+
+    Args:
+        application_name: shown in ``pg_stat_activity``.
+
+    Raises:
+        UserError: a setting is missing or wrong.
+    """
+    with DatabaseRouter.from_settings(load(DatabaseSettings), application_name=application_name) as router:
+        yield router
+
+
+@contextmanager
+def failing_with_a_sentence() -> Iterator[None]:
+    """Show a `UserError` in the UI as the sentence it is, without a stack trace, and without retrying the step.
+
+    Raises:
+        dagster.Failure: in place of the error.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
