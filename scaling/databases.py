@@ -30,6 +30,8 @@ Lsn = NewType("Lsn", str)
 """A write-ahead log position as Postgres prints it, for example ``0/16B3748``."""
 
 CONNECT_TIMEOUT_SECONDS = 10
+IDLE_IN_TRANSACTION_SECONDS = 60
+"""A process that freezes inside a transaction loses it, and with it the row locks others wait for."""
 
 
 class Shard:
@@ -51,6 +53,7 @@ class Shard:
             open=False,
             name=f"shard-{name}",
             check=ConnectionPool.check_connection,
+            configure=_configure,
             timeout=2 * CONNECT_TIMEOUT_SECONDS,
             reconnect_timeout=CONNECT_TIMEOUT_SECONDS,
         )
@@ -115,6 +118,11 @@ class Shard:
             f"the database of shard {self.name!r} at {where.get('host', 'localhost')}:{where.get('port', 5432)} "
             "does not answer or refuses the login; check DATABASE_URL"
         )
+
+
+def _configure(connection: Connection) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECONDS}s'".encode())
+    connection.commit()
 
 
 class DatabaseRouter:

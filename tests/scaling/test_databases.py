@@ -72,6 +72,11 @@ def test_a_connection_the_server_dropped_is_replaced(router: DatabaseRouter, dat
     assert tenants(router) == 0
 
 
+def test_a_process_that_freezes_inside_a_transaction_loses_it(router: DatabaseRouter) -> None:
+    with router.reader(TENANT) as connection:
+        assert connection.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1min",)
+
+
 def test_an_arrow_connection_reads_what_a_dedicated_one_wrote(router: DatabaseRouter) -> None:
     (shard,) = router.shards()
     with shard.dedicated() as connection:
