@@ -45,6 +45,7 @@ def test_rows_are_clustered_by_tenant_and_files_carry_what_prunes_and_proves(roo
         assert group.column(0).compression == "ZSTD"
         assert all(group.column(i).statistics is not None for i in range(group.num_columns))
         assert all(group.column(i).has_offset_index for i in range(group.num_columns))
+        assert [names[i] for i in range(group.num_columns) if group.column(i).bloom_filter_offset] == ["id"]
         metadata = file.schema_arrow.metadata
         assert metadata[b"archive.month"] == b"2025-01"
         assert metadata[b"archive.schema_sha256"].decode() == report.manifest.schema_sha256
