@@ -27,6 +27,11 @@ dg.Definitions.validate_loadable(defs)
 """
 
 
+# Dagster remembers the storage of the last instance, also when it is closed; without one of their own, tests that only
+# load definitions would depend on the order.
+pytestmark = pytest.mark.usefixtures("instance")
+
+
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as ephemeral:

@@ -22,6 +22,10 @@ from tests.sync_pipeline.test_sync import meeting
 
 Environment = Callable[..., None]
 
+# Dagster remembers the storage of the last instance, also when it is closed; without one of their own, tests that only
+# load definitions would depend on the order.
+pytestmark = pytest.mark.usefixtures("instance")
+
 
 def run_tick(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
     return build_defs().resolve_job_def("calendar_sync").execute_in_process(instance=instance, raise_on_error=False)
