@@ -6,6 +6,7 @@ https://docs.dagster.io/guides/test/asset-checks
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -73,14 +74,16 @@ def results(reports: Sequence[MonthReport]) -> Iterator[dg.AssetCheckResult]:
             "compared": compared,
         },
     )
+    firsts = [report.stored.min_us for report in reports if report.stored.min_us is not None]
+    lasts = [report.stored.max_us for report in reports if report.stored.max_us is not None]
     yield dg.AssetCheckResult(
         check_name=BOUNDS_INSIDE_MONTH,
         passed=all(report.bounds_inside_month for report in reports),
         metadata={
             "from": reports[0].manifest.month.start.isoformat(),
             "to": reports[0].manifest.month.end.isoformat(),
-            "first_created_at_us": min((r.stored.min_us for r in reports if r.stored.min_us is not None), default=None),
-            "last_created_at_us": max((r.stored.max_us for r in reports if r.stored.max_us is not None), default=None),
+            "first_created_at": _instant(min(firsts, default=None)),
+            "last_created_at": _instant(max(lasts, default=None)),
         },
     )
     damaged = [key for report in reports for key in report.damaged]
@@ -132,3 +135,13 @@ def _objects(damaged: Sequence[str], strangers: Sequence[str]) -> str | None:
     if strangers:
         findings.append(f"{len(strangers)} object(s) are in no manifest but Athena reads them; move them away")
     return "; ".join(findings) or None
+
+
+def _instant(us: int | None) -> str:
+    """Microseconds since 1970 for a person; as text, which the UI does not plot."""
+    if us is None:
+        return "none"
+    try:
+        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).isoformat(timespec="microseconds")
+    except OverflowError:  # a value outside the month may be any
+        return f"{us} µs after 1970"

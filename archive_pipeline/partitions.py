@@ -1,22 +1,15 @@
 """The months as Dagster partitions.
 
-Belongs here: the partitions definition and the settings it needs while definitions load. Does not: month arithmetic
-(`archive_pipeline.months`). https://docs.dagster.io/guides/build/partitions-and-backfills/partitioning-assets
+Belongs here: the partitions definition. Does not: month arithmetic (`archive_pipeline.months`).
+ https://docs.dagster.io/guides/build/partitions-and-backfills/partitioning-assets
 """
 
 import dagster as dg
-from pydantic import Field
 
-from scaling.settings import ArchiveSettings
-
-
-class CalendarSettings(ArchiveSettings):
-    """What must be known before a run starts; a bucket need not be configured to look at the asset graph."""
-
-    archive_bucket: str = Field(default="", description="S3 bucket of the archive.")
+from scaling.settings import ArchiveScheduleSettings
 
 
-def monthly_partitions(settings: CalendarSettings) -> dg.MonthlyPartitionsDefinition:
+def monthly_partitions(settings: ArchiveScheduleSettings) -> dg.MonthlyPartitionsDefinition:
     """One partition for each month that has ended, oldest first.
 
     Args:

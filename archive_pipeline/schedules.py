@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from archive_pipeline.jobs import audit_log_archive_job
-from archive_pipeline.partitions import CalendarSettings
-from scaling.settings import AutomationSettings
+from scaling.settings import ArchiveScheduleSettings, AutomationSettings
 
 if TYPE_CHECKING:
     # dagster exports the function but not the type it returns.
     from dagster._core.definitions.partitions.partitioned_schedule import UnresolvedPartitionedAssetScheduleDefinition
 
 HOURS_AFTER_GRACE = 3
-LAST_DAY_OF_EVERY_MONTH = 28  # with a longer grace period the run says that the month is still open
 
 
 def monthly_schedule(
-    calendar: CalendarSettings, automation: AutomationSettings
+    calendar: ArchiveScheduleSettings, automation: AutomationSettings
 ) -> "dg.ScheduleDefinition | UnresolvedPartitionedAssetScheduleDefinition":
     """Archive the month that just ended, three hours after its grace period, in the archive's time zone.
 
@@ -37,6 +35,6 @@ def monthly_schedule(
         name="audit_log_archive_schedule",
         description="Once a month: archive the month that just ended. A missed tick is made up for.",
         hour_of_day=hours % 24,
-        day_of_month=min(1 + hours // 24, LAST_DAY_OF_EVERY_MONTH),
+        day_of_month=1 + hours // 24,
         default_status=status.RUNNING if automation.pipeline_autostart else status.STOPPED,
     )

@@ -161,7 +161,7 @@ def run(directory: Path, console: Console) -> Summary:
         doing = "Archive every closed month to S3, verified"
         with say.step(doing) as found:
             _wait_for_months(running, ui, backfill, months, lambda done: say.progress(f"{doing}: {done}"))
-            found.add(f"{len(months)} months")
+            found.add(f"{len(months)} months, worked on beside the ticks")
         with say.step("Query the archive with DuckDB: python -m archive_pipeline.query") as found:
             answer = _query(running)
             found.add(f"{answer[0]['total']:,} rows of {len(answer)} actions")

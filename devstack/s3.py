@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REGION = "us-east-1"
 START_ATTEMPTS = 3
+PROBE = "devstack-probe"
 PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
 
 
@@ -187,8 +188,23 @@ def _client(endpoint: str, key_id: str, secret: str, *, retries: int) -> "S3Clie
 
 
 def _answers(client: "S3Client") -> bool:
+    """Whether objects written in an earlier life can be read, which is seconds later than the first answer.
+
+    Volumes are announced all at once, so one object that is always there speaks for the others.
+    """
     try:
-        client.list_buckets()
-    except (BotoCoreError, ClientError):
+        client.get_object(Bucket=PROBE, Key=PROBE)["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchBucket":
+            _try(lambda: client.create_bucket(Bucket=PROBE))
+        elif error.response["Error"]["Code"] == "NoSuchKey":
+            _try(lambda: client.put_object(Bucket=PROBE, Key=PROBE, Body=b"ready"))
+        return False
+    except BotoCoreError:
         return False
     return True
+
+
+def _try(call: Callable[[], object]) -> None:
+    with contextlib.suppress(BotoCoreError, ClientError):
+        call()

@@ -14,7 +14,6 @@ from devstack.dagster_ui import DagsterUi
 from scaling.errors import UserError, run_command
 
 IMAGES = Path(__file__).parent / "images"
-SIZE = {"width": 1440, "height": 900}
 QUIET_MILLISECONDS = 3000
 """The UI keeps a socket open, so no page is ever idle; its drawing ends about a second after the last answer."""
 
@@ -79,7 +78,7 @@ def main() -> int:
         # --no-sandbox: Chromium refuses its sandbox to root, and only this machine's own pages are opened.
         flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]  # a TypedDict, spelled as a dict
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
         for name, path in pages(ui).items():
             take(page, arguments.url, path, arguments.into / f"{name}.png")
         browser.close()

@@ -113,36 +113,25 @@ class SyncSettings(SyncScheduleSettings):
         return value.rstrip("/")
 
 
-class ArchiveSettings(BaseSettings):
-    """Audit logs to Parquet on S3."""
+class ArchiveScheduleSettings(BaseSettings):
+    """Which months there are and when they close; all of it has defaults, so that definitions load without any."""
 
     model_config = SettingsConfigDict(frozen=True)
 
-    archive_bucket: str = Field(min_length=3, description="S3 bucket of the archive.")
-    archive_prefix: str = Field(
-        default="audit_logs", pattern=r"^[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*$", description="Key prefix of the data."
-    )
-    archive_table: str = Field(default="public.audit_logs", description="schema.table that is archived.")
     archive_time_zone: str = Field(default="UTC", description="Zone whose calendar months are archived.")
     archive_first_month: str = Field(default="2024-01", description="First month that exists, YYYY-MM.")
     archive_grace_seconds: float = Field(
-        default=3600.0, ge=0, description="A month is closed this long after its end, by the database's clock."
+        default=3600.0,
+        ge=0,
+        le=14 * 86400,
+        description="A month is closed this long after its end, by the database's clock; two weeks at most.",
     )
-    aws_region: str = Field(default="us-east-1", description="Region of the bucket.")
-    aws_endpoint_url_s3: str | None = Field(default=None, description="Other S3 server; only in the devstack.")
 
     @field_validator("archive_first_month")
     @classmethod
     def _is_month(cls, value: str) -> str:
         if not MONTH.fullmatch(value):
             raise ValueError("must be a month as YYYY-MM, for example 2024-01")
-        return value
-
-    @field_validator("archive_table")
-    @classmethod
-    def _is_table(cls, value: str) -> str:
-        if not TABLE.fullmatch(value):
-            raise ValueError("must be schema.table, for example public.audit_logs")
         return value
 
     @field_validator("archive_time_zone")
@@ -152,6 +141,25 @@ class ArchiveSettings(BaseSettings):
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError):
             raise ValueError("must be an IANA time zone, for example UTC or Asia/Tokyo") from None
+        return value
+
+
+class ArchiveSettings(ArchiveScheduleSettings):
+    """Audit logs to Parquet on S3."""
+
+    archive_bucket: str = Field(min_length=3, description="S3 bucket of the archive.")
+    archive_prefix: str = Field(
+        default="audit_logs", pattern=r"^[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*$", description="Key prefix of the data."
+    )
+    archive_table: str = Field(default="public.audit_logs", description="schema.table that is archived.")
+    aws_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    aws_endpoint_url_s3: str | None = Field(default=None, description="Other S3 server; only in the devstack.")
+
+    @field_validator("archive_table")
+    @classmethod
+    def _is_table(cls, value: str) -> str:
+        if not TABLE.fullmatch(value):
+            raise ValueError("must be schema.table, for example public.audit_logs")
         return value
 
 

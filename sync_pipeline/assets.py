@@ -238,4 +238,4 @@ def _sentence(sick: Sequence[WorkspaceReport], unknown: Sequence[Workspace], *, 
     ] + [f"{workspace.partition_key}: it has no Google connection that is switched on" for workspace in unknown]
     shown = "\n".join(lines[:FAILURES_SHOWN])
     more = f"\n… and {len(lines) - FAILURES_SHOWN} more" if len(lines) > FAILURES_SHOWN else ""
-    return f"{len(lines)} of {of} workspaces could not be synced:\n{shown}{more}"
+    return f"{len(lines)} of {of} workspaces need somebody:\n{shown}{more}"

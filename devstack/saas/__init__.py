@@ -33,6 +33,7 @@ def create(server: Postgres, database: str) -> None:
         connection.execute(
             sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(PIPELINE), server.role_password(PIPELINE))
         )
+        connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(PIPELINE)))
         connection.execute(
             sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(PIPELINE))
         )

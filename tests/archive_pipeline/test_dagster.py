@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from archive_pipeline.columns import ENCODINGS, Encoding
 from archive_pipeline.definitions import build_defs
 from archive_pipeline.months import Month
+from archive_pipeline.resources import ArchiveResource
 from scaling.errors import UserError
 from tests.archive_pipeline.conftest import JANUARY, Room
 
@@ -224,7 +226,8 @@ def test_a_wrong_setting_fails_the_run_with_one_sentence_and_no_stack_trace(
 def test_the_open_month_cannot_be_archived_by_asking_dagster_for_it(
     room: Room, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ARCHIVE_GRACE_SECONDS", str(timedelta(days=40000).total_seconds()))
+    target = ArchiveResource.target
+    monkeypatch.setattr(ArchiveResource, "target", lambda self: replace(target(self), grace=timedelta(days=40000)))
     result = run(instance)
     assert not result.success
     assert sentence(result).startswith("month 2025-01 is still open")
