@@ -40,7 +40,7 @@ AUDIT_LOGS = dg.AssetSpec(
 )
 
 ATHENA_TABLE = dg.AssetSpec(
-    dg.AssetKey(["athena", "audit_logs"]),
+    "audit_logs_in_athena",
     description="The archive as analysts see it: table `audit.audit_logs` in Athena over the same objects. Made with "
     "the DDL of `audit_log_catalog`; new months appear by partition projection. Filter by `year` and `month`.",
     group_name=GROUP,

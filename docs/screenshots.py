@@ -5,10 +5,12 @@ Needs a Chromium on the PATH; Playwright brings none here, it drives the one tha
 """
 
 import argparse
+import re
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from devstack.dagster_ui import DagsterUi
 from scaling.errors import UserError, run_command
@@ -16,6 +18,8 @@ from scaling.errors import UserError, run_command
 IMAGES = Path(__file__).parent / "images"
 QUIET_MILLISECONDS = 3000
 """The UI keeps a socket open, so no page is ever idle; its drawing ends about a second after the last answer."""
+
+LOADED_MILLISECONDS = 30_000
 
 
 def pages(ui: DagsterUi) -> dict[str, str]:
@@ -26,19 +30,18 @@ def pages(ui: DagsterUi) -> dict[str, str]:
     """
     ticks = [run for run in ui.runs() if run.job == "calendar_sync" and run.status == "SUCCESS"]
     months = sorted(month for month in ui.numbers("audit_log_archive") if month)
-    if not ticks or not months:
+    workspaces = sorted(workspace for workspace in ui.numbers("calendar_events") if workspace)
+    if not ticks or not months or not workspaces:
         raise UserError("there is nothing to show yet: wait for a sync tick and archive a month first")
     return {
         "lineage-sync": "/locations/__repository__@sync_pipeline/asset-groups/google_calendar/lineage",
         "lineage-archive": "/locations/__repository__@archive_pipeline/asset-groups/audit_logs/lineage",
         "archive-partition": f"/assets/audit_log_archive?view=partitions&partition={months[-1]}",
-        "archive-checks": "/assets/audit_log_archive?view=checks",
-        "archive-overview": "/assets/audit_log_archive?view=overview",
-        "sync-partitions": "/assets/calendar_events?view=partitions",
+        "archive-checks": "/assets/audit_log_archive?view=checks&checkDetail=digest_equal",
+        "sync-partitions": f"/assets/calendar_events?view=partitions&partition={quote(workspaces[0])}",
         "sync-run": f"/runs/{ticks[0].id}",
         "sync-ticks": "/assets/sync_ticks?view=overview",
-        "checks": "/assets/calendar_events?view=checks",
-        "automation": "/automation",
+        "sync-checks": "/assets/calendar_events?view=checks&checkDetail=nobody_is_needed",
     }
 
 
@@ -53,7 +56,7 @@ def take(page: Page, url: str, path: str, target: Path) -> None:
     """
     page.goto(url + path, wait_until="domcontentloaded")
     page.wait_for_timeout(QUIET_MILLISECONDS)
-    page.wait_for_function("!document.body.innerText.includes('Loading…')")
+    expect(page.get_by_text(re.compile("^Loading"))).to_have_count(0, timeout=LOADED_MILLISECONDS)
     page.screenshot(path=target)
 
 

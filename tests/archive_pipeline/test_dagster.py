@@ -74,7 +74,7 @@ def test_the_definitions_load_in_a_fresh_interpreter_with_an_empty_environment()
 
 def test_the_graph_reads_from_the_table_to_athena() -> None:
     graph = build_defs().resolve_asset_graph()
-    chain = ["audit_logs", "audit_log_archive", "audit_log_catalog", "athena/audit_logs"]
+    chain = ["audit_logs", "audit_log_archive", "audit_log_catalog", "audit_logs_in_athena"]
     keys = [dg.AssetKey(name.split("/")) for name in chain]
     for upstream, downstream in itertools.pairwise(keys):
         assert graph.get(downstream).parent_keys == {upstream}
