@@ -12,7 +12,7 @@ from archive_pipeline.jobs import audit_log_archive_job
 from archive_pipeline.partitions import monthly_partitions
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.schedules import monthly_schedule
-from scaling.settings import ArchiveScheduleSettings, AutomationSettings, load
+from scaling.settings import ArchiveSourceSettings, AutomationSettings, load
 
 
 def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -24,7 +24,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     Raises:
         UserError: a setting that shapes the definitions is wrong.
     """
-    calendar = load(ArchiveScheduleSettings)
+    calendar = load(ArchiveSourceSettings)
     return dg.Definitions(
         assets=[AUDIT_LOGS, *archive_assets(monthly_partitions(calendar)), ATHENA_TABLE],
         jobs=[audit_log_archive_job],

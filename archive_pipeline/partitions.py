@@ -6,10 +6,10 @@ Belongs here: the partitions definition. Does not: month arithmetic (`archive_pi
 
 import dagster as dg
 
-from scaling.settings import ArchiveScheduleSettings
+from scaling.settings import ArchiveSourceSettings
 
 
-def monthly_partitions(settings: ArchiveScheduleSettings) -> dg.MonthlyPartitionsDefinition:
+def monthly_partitions(settings: ArchiveSourceSettings) -> dg.MonthlyPartitionsDefinition:
     """One partition for each month that has ended, oldest first.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from archive_pipeline.jobs import audit_log_archive_job
-from scaling.settings import ArchiveScheduleSettings, AutomationSettings
+from scaling.settings import ArchiveSourceSettings, AutomationSettings
 
 if TYPE_CHECKING:
     # dagster exports the function but not the type it returns.
@@ -20,7 +20,7 @@ HOURS_AFTER_GRACE = 3
 
 
 def monthly_schedule(
-    calendar: ArchiveScheduleSettings, automation: AutomationSettings
+    calendar: ArchiveSourceSettings, automation: AutomationSettings
 ) -> "dg.ScheduleDefinition | UnresolvedPartitionedAssetScheduleDefinition":
     """Archive the month that just ended, three hours after its grace period, in the archive's time zone.
 

@@ -13,7 +13,14 @@ from rich.table import Table as RichTable
 from scaling import contract, migrate
 from scaling.databases import DatabaseRouter
 from scaling.errors import UserError, run_command
-from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, SyncSettings, load
+from scaling.settings import (
+    ArchiveSettings,
+    ArchiveSourceSettings,
+    AutomationSettings,
+    DatabaseSettings,
+    SyncSettings,
+    load,
+)
 
 GROUPS: dict[str, type[BaseSettings]] = {
     "database": DatabaseSettings,
@@ -24,18 +31,28 @@ GROUPS: dict[str, type[BaseSettings]] = {
 
 
 def check(console: Console, needs: set[str]) -> int:
-    """Compare the database with the data contract and say in plain words what is missing.
+    """Check the settings, compare the database with the data contract, and say in plain words what is missing.
 
     Args:
-        console: where the table goes.
-        needs: pipelines whose tables are checked.
+        console: where the report goes.
+        needs: pipelines whose settings and tables are checked.
 
     Returns:
-        0 when the contract is kept, 1 when it is not.
+        0 when nothing is missing, 1 otherwise.
+
+    Raises:
+        UserError: the database is not named or does not answer.
     """
-    audit_table = load(ArchiveSettings).archive_table if "archive" in needs else "public.audit_logs"
-    tables = [table for table in contract.contract(audit_table) if needs & set(table.needed_by)]
     broken = 0
+    for name in sorted(needs & GROUPS.keys()):
+        try:
+            load(GROUPS[name])
+            console.print(f"settings of {name}: complete")
+        except UserError as error:
+            broken += 1
+            console.print(f"settings of {name}: {error}", soft_wrap=True)
+    every_table = contract.contract(load(ArchiveSourceSettings).archive_table)
+    tables = [table for table in every_table if needs & set(table.needed_by)]
     with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="contract check") as router:
         for shard in router.shards():
             with shard.transaction() as connection:

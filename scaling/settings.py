@@ -113,11 +113,12 @@ class SyncSettings(SyncScheduleSettings):
         return value.rstrip("/")
 
 
-class ArchiveScheduleSettings(BaseSettings):
-    """Which months there are and when they close; all of it has defaults, so that definitions load without any."""
+class ArchiveSourceSettings(BaseSettings):
+    """Which table is archived, and which months there are; all of it has defaults, so definitions load without any."""
 
     model_config = SettingsConfigDict(frozen=True)
 
+    archive_table: str = Field(default="public.audit_logs", description="schema.table that is archived.")
     archive_time_zone: str = Field(default="UTC", description="Zone whose calendar months are archived.")
     archive_first_month: str = Field(default="2024-01", description="First month that exists, YYYY-MM.")
     archive_grace_seconds: float = Field(
@@ -126,6 +127,13 @@ class ArchiveScheduleSettings(BaseSettings):
         le=14 * 86400,
         description="A month is closed this long after its end, by the database's clock; two weeks at most.",
     )
+
+    @field_validator("archive_table")
+    @classmethod
+    def _is_table(cls, value: str) -> str:
+        if not TABLE.fullmatch(value):
+            raise ValueError("must be schema.table, for example public.audit_logs")
+        return value
 
     @field_validator("archive_first_month")
     @classmethod
@@ -144,23 +152,15 @@ class ArchiveScheduleSettings(BaseSettings):
         return value
 
 
-class ArchiveSettings(ArchiveScheduleSettings):
+class ArchiveSettings(ArchiveSourceSettings):
     """Audit logs to Parquet on S3."""
 
     archive_bucket: str = Field(min_length=3, description="S3 bucket of the archive.")
     archive_prefix: str = Field(
         default="audit_logs", pattern=r"^[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*$", description="Key prefix of the data."
     )
-    archive_table: str = Field(default="public.audit_logs", description="schema.table that is archived.")
     aws_region: str = Field(default="us-east-1", description="Region of the bucket.")
     aws_endpoint_url_s3: str | None = Field(default=None, description="Other S3 server; only in the devstack.")
-
-    @field_validator("archive_table")
-    @classmethod
-    def _is_table(cls, value: str) -> str:
-        if not TABLE.fullmatch(value):
-            raise ValueError("must be schema.table, for example public.audit_logs")
-        return value
 
 
 def load(model: type[S]) -> S:

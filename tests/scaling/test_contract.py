@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from cryptography.fernet import Fernet
 
 from devstack.servers import Database
 from scaling.contract import Breach, check, contract
@@ -83,6 +84,13 @@ def test_row_level_security_that_would_hide_rows_is_a_breach(database: Database)
     assert any("hides rows of public.audit_logs from role contract_reader" in sentence for sentence in sentences)
 
 
+GOOGLE = {
+    "GOOGLE_CLIENT_ID": "client",
+    "GOOGLE_CLIENT_SECRET": "secret",
+    "GRANT_ENCRYPTION_KEYS": Fernet.generate_key().decode(),
+}
+
+
 def run_check(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "scaling", "check", *arguments], capture_output=True, text=True, check=False
@@ -90,7 +98,7 @@ def run_check(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_says_kept_and_exits_zero(database: Database, settings_environment: Callable[..., None]) -> None:
-    settings_environment(database)
+    settings_environment(database, **GOOGLE)
     done = run_check("--only", "sync")
     assert (done.returncode, done.stderr) == (0, "")
     assert "kept" in done.stdout
@@ -100,14 +108,25 @@ def test_the_command_names_what_is_broken_and_exits_one(
     database: Database, settings_environment: Callable[..., None]
 ) -> None:
     change(database, "ALTER TABLE google_connections DROP COLUMN status CASCADE")
-    settings_environment(database)
+    settings_environment(database, **GOOGLE)
     done = run_check("--only", "sync")
     assert done.returncode == 1
     assert "google_connections.status" in done.stdout.replace("\n", "")
 
 
+def test_the_command_names_missing_settings_and_checks_the_tables_all_the_same(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database)
+    done = run_check()
+    assert done.returncode == 1
+    assert "settings of archive: ARCHIVE_BUCKET is not set" in done.stdout
+    assert "settings of sync: GOOGLE_CLIENT_ID is not set" in done.stdout
+    assert "public.audit_logs" in done.stdout
+
+
 def test_the_command_without_settings_says_which_one_and_exits_two(settings_environment: Callable[..., None]) -> None:
     settings_environment()
     done = run_check("--only", "sync")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
     assert done.stderr.startswith("error: DATABASE_URL is not set")
