@@ -76,3 +76,16 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             monkeypatch.setenv(name, value)
 
     return apply
+
+
+@pytest.fixture
+def definitions_load_alone() -> Iterator[None]:
+    """Let definitions load without an instance, whichever tests ran before.
+
+    Dagster keeps the state storage of an instance in a context variable and restores the one before when an instance
+    is closed or collected, in whatever order that happens; a closed one then fails the next load.
+    """
+    from dagster._core.storage.defs_state.base import set_defs_state_storage  # 2 s to import, for those who need it
+
+    with set_defs_state_storage(None):
+        yield

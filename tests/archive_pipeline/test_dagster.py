@@ -29,9 +29,7 @@ dg.Definitions.validate_loadable(defs)
 """
 
 
-# Dagster remembers the storage of the last instance, also when it is closed; without one of their own, tests that only
-# load definitions would depend on the order.
-pytestmark = pytest.mark.usefixtures("instance")
+pytestmark = pytest.mark.usefixtures("definitions_load_alone")
 
 
 @pytest.fixture
@@ -110,9 +108,9 @@ def test_the_schedule_waits_for_the_grace_period_in_the_archives_zone(
     assert schedule.default_status.name == status
 
 
-def test_the_schedule_asks_for_the_month_that_just_ended() -> None:
+def test_the_schedule_asks_for_the_month_that_just_ended(instance: dg.DagsterInstance) -> None:
     schedule = build_defs().resolve_schedule_def("audit_log_archive_schedule")
-    context = dg.build_schedule_context(scheduled_execution_time=datetime(2025, 2, 1, 4, tzinfo=UTC))
+    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime(2025, 2, 1, 4, tzinfo=UTC))
     tick = schedule.evaluate_tick(context)
     assert tick.run_requests is not None
     assert [request.partition_key for request in tick.run_requests] == ["2025-01-01"]

@@ -22,9 +22,7 @@ from tests.sync_pipeline.test_sync import meeting
 
 Environment = Callable[..., None]
 
-# Dagster remembers the storage of the last instance, also when it is closed; without one of their own, tests that only
-# load definitions would depend on the order.
-pytestmark = pytest.mark.usefixtures("instance")
+pytestmark = pytest.mark.usefixtures("definitions_load_alone")
 
 
 def run_tick(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
