@@ -114,7 +114,8 @@ SELECT count(*) FILTER (WHERE written.deleted_at IS NULL AND written.changed_at 
 FROM written LEFT JOIN prior USING (event_id)
 """)
 
-# Google does not mention the exceptions of a deleted series.
+# Google does not mention the exceptions of a deleted series. An exception may come a page before its restored master,
+# so exceptions of masters buried earlier wait for the end of the listing.
 BURY_EXCEPTIONS = _sql("""
 UPDATE sync.event_rows exception
 SET status = 'cancelled', deleted_at = now(), changed_at = now(), lease_epoch = %(epoch)s, {details_blanked},
@@ -124,7 +125,7 @@ WHERE (exception.tenant_id, exception.workspace_id, exception.calendar_id, excep
     = ({calendar}, %(generation)s)
   AND (master.tenant_id, master.workspace_id, master.calendar_id, master.generation) = ({calendar}, %(generation)s)
   AND master.event_id = exception.recurring_event_id AND master.deleted_at IS NOT NULL AND exception.deleted_at IS NULL
-  AND (master.event_id = ANY(%(tombstones)s) OR exception.event_id = ANY(%(exceptions)s))
+  AND (master.event_id = ANY(%(tombstones)s) OR %(listing_ends)s)
 """)
 
 QUARANTINE = _sql("""
@@ -282,12 +283,14 @@ def complete(
         LeaseLostError: the calendar is somebody else's now.
     """
     full = generation != lease.live_generation
-    buried = 0
+    buried = connection.execute(
+        BURY_EXCEPTIONS, {**lease.key, "generation": generation, "tombstones": [], "listing_ends": True}
+    ).rowcount
     if full:
         generations = {**lease.key, "generation": generation, "live": lease.live_generation}
         connection.execute(KEEP_QUARANTINED, generations)
         row = connection.execute(BURY_ABSENT, generations).fetchone()
-        buried = int(row[0]) if row else 0
+        buried += int(row[0]) if row else 0
         _remove_generations_other_than(connection, lease, generation)
         connection.execute(
             _sql("DELETE FROM sync.quarantine WHERE {of_calendar} AND generation <> %(generation)s"), generations
@@ -339,10 +342,9 @@ def _upsert(connection: Connection, lease: CalendarLease, generation: int, rows:
     counted = connection.execute(UPSERT, {**generations, "rows": _as_json(rows)}).fetchone()
     upserted, deleted = counted or (0, 0)
     tombstones = [row.event_id for row in rows if row.is_tombstone]
-    exceptions = [row.event_id for row in rows if row.recurring_event_id is not None]
-    if tombstones or exceptions:
+    if tombstones:
         deleted += connection.execute(
-            BURY_EXCEPTIONS, {**generations, "tombstones": tombstones, "exceptions": exceptions}
+            BURY_EXCEPTIONS, {**generations, "tombstones": tombstones, "listing_ends": False}
         ).rowcount
     return Changes(upserted=upserted, deleted=deleted)
 
