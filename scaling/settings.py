@@ -5,11 +5,11 @@ Does not: connections or clients built from the settings.
 """
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cryptography.fernet import Fernet
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from scaling.errors import UserError
@@ -57,8 +57,39 @@ class SyncScheduleSettings(BaseSettings):
     sync_cron: str = Field(default="*/2 * * * *", description="When a sync tick starts (cron, UTC).")
     sync_runs_per_tick: int = Field(default=1, ge=1, le=64, description="Dagster runs that share one tick's work.")
     sync_poll_interval_seconds: float = Field(
-        default=120.0, ge=0, description="A calendar is due this long after its last sync; jittered by 25 %."
+        default=120.0, ge=0, description="Shortest time between two polls of a calendar; jittered by 25 %."
     )
+    sync_poll_ceiling_seconds: float = Field(
+        default=14400.0, ge=0, description="Longest time between two polls; equal to the shortest: no adapting."
+    )
+    sync_freshness_target_seconds: float = Field(
+        default=900.0, gt=0, description="Mean age a change may have before polling finds it; fewer calls if longer."
+    )
+    sync_webhook_url: str | None = Field(
+        default=None,
+        description="Public https address of `python -m sync_pipeline.webhook`; unset: no push, every calendar is polled.",
+    )
+    sync_time_budget_seconds: float = Field(
+        default=100.0, gt=0, le=3600, description="A run claims no new calendar after this long."
+    )
+
+    @field_validator("sync_webhook_url")
+    @classmethod
+    def _is_public_https(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("must be https, Google sends notifications nowhere else (plain http only on this machine)")
+        return value
+
+    @model_validator(mode="after")
+    def _ceiling_is_above_the_floor(self) -> Self:
+        if self.sync_poll_ceiling_seconds < self.sync_poll_interval_seconds:
+            raise ValueError(
+                "SYNC_POLL_CEILING_SECONDS must not be shorter than SYNC_POLL_INTERVAL_SECONDS; "
+                "set both to the same value for a fixed interval"
+            )
+        return self
 
 
 class SyncSettings(SyncScheduleSettings):
@@ -75,12 +106,24 @@ class SyncSettings(SyncScheduleSettings):
     google_token_url: str = Field(
         default="https://oauth2.googleapis.com/token", description="OAuth token endpoint; other only in the devstack."
     )
-    sync_parallelism: int = Field(default=8, ge=1, le=64, description="Calendars one run works on at a time.")
-    sync_time_budget_seconds: float = Field(
-        default=100.0, gt=0, le=3600, description="A run claims no new calendar after this long."
+    sync_parallelism: int = Field(default=8, ge=1, le=64, description="Workspaces one run works on at a time.")
+    sync_tenant_parallelism: int = Field(
+        default=4, ge=1, le=64, description="Workspaces of one tenant that are worked on at a time, in all runs together."
     )
     sync_calendar_list_interval_seconds: float = Field(
         default=3600.0, ge=0, description="How often a connection's full list of calendars is read."
+    )
+    sync_safety_poll_seconds: float = Field(
+        default=86400.0, gt=0, description="A calendar with push is polled all the same after this long without a sync."
+    )
+    sync_calls_per_minute: int = Field(
+        default=10_000, ge=1, description="Google's quota of the project: Calendar API requests a minute."
+    )
+    sync_calls_per_minute_and_user: int = Field(
+        default=600, ge=1, description="Google's quota of one user of the project: requests a minute."
+    )
+    sync_calls_per_day: int = Field(
+        default=1_000_000, ge=1, description="Requests a day (Pacific time); at this many the sync pauses until midnight."
     )
 
     @field_validator("grant_encryption_keys", mode="before")
@@ -111,6 +154,17 @@ class SyncSettings(SyncScheduleSettings):
         if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
             raise ValueError("must be https (plain http only on this machine)")
         return value.rstrip("/")
+
+
+class WebhookSettings(BaseSettings):
+    """Where the receiver of Google's notifications listens."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    sync_webhook_host: str = Field(
+        default="127.0.0.1", description="Address the receiver binds; a proxy with TLS stands in front of it."
+    )
+    sync_webhook_port: int = Field(default=8788, ge=0, le=65535, description="Port the receiver binds; 0 picks one.")
 
 
 class ArchiveSourceSettings(BaseSettings):
@@ -180,6 +234,9 @@ def load(model: type[S]) -> S:
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_input=False, include_url=False):
+            if not problem["loc"]:  # a rule over several settings names them itself
+                problems.append(problem["msg"].removeprefix("Value error, "))
+                continue
             name = str(problem["loc"][0]).upper()
             if problem["type"] == "missing":
                 described = model.model_fields[name.lower()].description

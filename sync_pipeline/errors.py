@@ -56,6 +56,22 @@ class QuotaExceededError(SyncError):
     backoff_seconds = PARK_SECONDS
 
 
+class ThrottledError(SyncError):
+    """This installation's own quota keeping says wait; Google was not asked, so nothing failed."""
+
+    kind = "throttled"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DailyBudgetError(ThrottledError):
+    """SYNC_CALLS_PER_DAY is used up; every tenant waits until midnight, Pacific time."""
+
+    kind = "daily_budget"
+
+
 class AccessTokenRefusedError(SyncError):
     """A 401 right after the access token was refreshed."""
 
@@ -86,6 +102,12 @@ class AccessDeniedError(SyncError):
     kind = "access_denied"
     needs_human = True
     backoff_seconds = HUMAN_BACKOFF_SECONDS
+
+
+class PushUnsupportedError(SyncError):
+    """400 pushNotSupportedForRequestedResource: Google sends no notifications for this calendar; it is polled."""
+
+    kind = "push_unsupported"
 
 
 class NotFoundError(SyncError):
