@@ -17,7 +17,7 @@ from scaling.databases import DatabaseRouter, Shard
 from sync_pipeline import tick
 from sync_pipeline.cadence import Cadence
 from sync_pipeline.events import Json, read_event
-from sync_pipeline.google_calendar import GoogleCalendar
+from sync_pipeline.google_calendar import EVENT_PARAMETERS, GoogleCalendar
 from sync_pipeline.grants import GrantCipher
 from sync_pipeline.services import Services
 from sync_pipeline.tick import TickResult
@@ -174,6 +174,17 @@ def services(database: Database, google: Simulator, sleeps: Sleeps) -> Iterator[
 @pytest.fixture
 def tick_once(services: Services) -> Callable[[], TickResult]:
     return lambda: tick.run_tick(services, run_id=f"test-{uuid4()}")
+
+
+@pytest.fixture
+def pages_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let Google give pages of so many events, in this process and those it starts: `pages_of(2)`."""
+
+    def apply(size: int) -> None:
+        monkeypatch.setattr("sync_pipeline.google_calendar.EVENT_PARAMETERS", {**EVENT_PARAMETERS, "maxResults": size})
+        monkeypatch.setenv("TEST_PAGE_SIZE", str(size))
+
+    return apply
 
 
 def differences(saas: Saas, workspace: Workspace, calendar_id: str, truth: Truth) -> dict[str, object]:
