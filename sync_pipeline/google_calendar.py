@@ -1,4 +1,4 @@
-"""Google Calendar v3 as the sync sees it: two listings, typed errors, retries, one counter of every request.
+"""Google Calendar v3 as the sync sees it: listings, push channels, typed errors, retries, every request counted.
 
 Belongs here: the adapter over google-api-python-client, its transport, and what each of Google's errors means.
 Does not: what is done with a page, or where grants and counters are stored.
@@ -15,13 +15,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from random import Random
 from typing import Final, Protocol
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httplib2
 import tenacity
@@ -39,6 +40,7 @@ from sync_pipeline.errors import (
     GrantRefusedError,
     NotFoundError,
     PageTokenRefusedError,
+    PushUnsupportedError,
     QuotaExceededError,
     RateLimitedError,
     SyncError,
@@ -56,6 +58,14 @@ ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
 """A longer Retry-After is not slept through; the connection is parked for that long instead."""
+
+METHODS: Final[Mapping[str, str]] = {
+    "/users/me/calendarList": "calendarList.list",
+    "/users/me/calendarList/watch": "calendarList.watch",
+    "/events/watch": "events.watch",
+    "/channels/stop": "channels.stop",
+}
+"""End of a request's path -> name of the method; every other request lists events."""
 
 # The client's loggers repeat request addresses, which hold calendar ids (mail addresses) and sync tokens.
 logging.getLogger("googleapiclient").setLevel(logging.ERROR)
@@ -93,6 +103,25 @@ class CalendarListPage:
     next_page_token: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelRequest:
+    """A push channel as it is asked for."""
+
+    channel_id: UUID
+    token: str = field(repr=False)
+    address: str
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAnswer:
+    """What Google says of a channel it opened."""
+
+    resource_id: str
+    expires_at: datetime | None
+    """By Google's clock; None when it does not say."""
+
+
 class CalendarApi(Protocol):
     """One connection's view of Google Calendar."""
 
@@ -107,6 +136,30 @@ class CalendarApi(Protocol):
         """Get one page of the account's calendars.
 
         Raises:
+            SyncError: after the retries that make sense.
+        """
+
+    def watch_events(self, calendar_id: str, request: ChannelRequest) -> ChannelAnswer:
+        """Ask for notifications of a calendar's changes; asked once, because a second try finds the id taken.
+
+        Raises:
+            PushUnsupportedError: Google has none for this calendar.
+            TransientError: no answer; the channel may be open all the same.
+            SyncError: refused.
+        """
+
+    def watch_calendars(self, request: ChannelRequest) -> ChannelAnswer:
+        """Ask for notifications of changes of the account's list of calendars; see `watch_events`.
+
+        Raises:
+            SyncError: see `watch_events`.
+        """
+
+    def stop_channel(self, channel_id: UUID, resource_id: str) -> None:
+        """End a channel.
+
+        Raises:
+            NotFoundError: there is none.
             SyncError: after the retries that make sense.
         """
 
@@ -151,6 +204,12 @@ class _Request(Protocol):
 class _Collection(Protocol):
     def list(self, **parameters: object) -> _Request: ...
 
+    def watch(self, **parameters: object) -> _Request: ...
+
+
+class _Channels(Protocol):
+    def stop(self, **parameters: object) -> _Request: ...
+
 
 class _Service(Protocol):
     """The part of the client library's generated, untyped service that is used here."""
@@ -158,6 +217,8 @@ class _Service(Protocol):
     def events(self) -> _Collection: ...
 
     def calendarList(self) -> _Collection: ...  # noqa: N802  # Google's name
+
+    def channels(self) -> _Channels: ...
 
 
 class GoogleCalendar:
@@ -284,7 +345,36 @@ class GoogleConnection:
         entries = tuple(entry for item in _list(body, "items") if (entry := _calendar_entry(item)) is not None)
         return CalendarListPage(entries, _token(body, "nextPageToken"))
 
-    def _execute(self, request: _Request, *, has_page_token: bool) -> Mapping[str, Json]:
+    def watch_events(self, calendar_id: str, request: ChannelRequest) -> ChannelAnswer:
+        """See `CalendarApi.watch_events`."""
+        return self._watch(self._service.events().watch(calendarId=calendar_id, body=_channel(request)))
+
+    def watch_calendars(self, request: ChannelRequest) -> ChannelAnswer:
+        """See `CalendarApi.watch_calendars`."""
+        return self._watch(self._service.calendarList().watch(body=_channel(request)))
+
+    def stop_channel(self, channel_id: UUID, resource_id: str) -> None:
+        """See `CalendarApi.stop_channel`."""
+        request = self._service.channels().stop(body={"id": str(channel_id), "resourceId": resource_id})
+
+        def attempt() -> None:
+            with _typed_errors(has_page_token=False):
+                request.execute(http=self._http, num_retries=0)  # its answer has no body
+
+        self._retrying(attempt)
+
+    def _watch(self, request: _Request) -> ChannelAnswer:
+        # The channel may be open although the answer was lost, and its id is taken then: only refusals are tried again.
+        refused = self._retrying.copy(retry=tenacity.retry_if_exception(_refused_for_now))
+        body = self._execute(request, has_page_token=False, retrying=refused)
+        resource_id = _token(body, "resourceId")
+        if resource_id is None:
+            raise TransientError("Google's answer names no resource")
+        return ChannelAnswer(resource_id, _moment(body.get("expiration")))
+
+    def _execute(
+        self, request: _Request, *, has_page_token: bool, retrying: tenacity.BaseRetrying | None = None
+    ) -> Mapping[str, Json]:
         def attempt() -> Mapping[str, Json]:
             with _typed_errors(has_page_token=has_page_token):
                 body = request.execute(http=self._http, num_retries=0)
@@ -292,7 +382,7 @@ class GoogleConnection:
                 raise TransientError("Google answered something that is not a JSON object")
             return body
 
-        return self._retrying(attempt)
+        return (retrying or self._retrying)(attempt)
 
 
 class _CountedHttp:
@@ -317,7 +407,10 @@ class _CountedHttp:
         path = urlsplit(uri).path
         if path == self._token_path:
             return "oauth.refresh"
-        return "calendarList.list" if path.endswith("/users/me/calendarList") else "events.list"
+        for end, name in METHODS.items():
+            if path.endswith(end):
+                return name
+        return "events.list"
 
 
 @contextmanager
@@ -346,6 +439,10 @@ def _http_error(error: HttpError, *, has_page_token: bool) -> SyncError:
     if status == 400:
         if "sync token" in message.lower() and reason != "syncTokenWithRequestRestrictions":
             return SyncTokenGoneError(told)
+        if reason == "pushNotSupportedForRequestedResource":
+            return PushUnsupportedError(told)
+        if reason == "channelIdNotUnique":  # httplib2 sends a request again whose connection broke
+            return TransientError(told)
         return PageTokenRefusedError(told) if has_page_token else BadRequestError(told)
     if status == 401:
         return AccessTokenRefusedError(told)
@@ -400,6 +497,30 @@ def _worth_another_attempt(error: BaseException) -> bool:
     if isinstance(error, RateLimitedError) and (error.retry_after_seconds or 0.0) > LONGEST_WAIT_SECONDS:
         return False
     return isinstance(error, SyncError) and error.retried_at_once
+
+
+def _refused_for_now(error: BaseException) -> bool:
+    return isinstance(error, RateLimitedError) and _worth_another_attempt(error)
+
+
+def _channel(request: ChannelRequest) -> dict[str, object]:
+    return {
+        "id": str(request.channel_id),
+        "type": "web_hook",
+        "address": request.address,
+        "token": request.token,
+        "params": {"ttl": str(int(request.ttl_seconds))},  # a duration: no clock of ours is involved
+    }
+
+
+def _moment(milliseconds: Json) -> datetime | None:
+    """Read a time in milliseconds since 1970, which Google sends as a string."""
+    if not isinstance(milliseconds, str | int):
+        return None
+    try:
+        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _list(body: Mapping[str, Json], key: str) -> Sequence[Json]:
