@@ -57,12 +57,15 @@ def check(console: Console, needs: set[str]) -> int:
         for shard in router.shards():
             with shard.transaction() as connection:
                 breaches = contract.check(connection, tables)
+                in_sync = contract.check_roles(connection) if "sync" in needs else []
             report = RichTable("table", "needed by", "verdict", title=f"Data contract, shard {shard.name}")
             for table in tables:
                 sentences = [breach.sentence for breach in breaches if breach.table == table.qualified]
                 report.add_row(table.qualified, ", ".join(table.needed_by), "\n".join(sentences) or "kept")
+            if in_sync:
+                report.add_row("schema sync", "sync", "\n".join(finding.sentence for finding in in_sync))
             console.print(report)
-            broken += len(breaches)
+            broken += sum(finding.blocking for finding in [*breaches, *in_sync])
     if broken:
         console.print(f"{broken} thing{'s' if broken > 1 else ''} to mend before the pipelines can run.")
     return 1 if broken else 0
@@ -117,6 +120,11 @@ def migrations(console: Console, *, as_sql: bool) -> int:
             raise UserError("the database of DATABASE_URL does not answer or refuses the login") from None
         raise
     console.print("The schemas sync, archive and scaling are up to date.")
+    with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="migrate") as router:
+        for shard in router.shards():
+            with shard.transaction() as connection:
+                for finding in contract.check_roles(connection):
+                    console.print(f"note: {finding.sentence}", soft_wrap=True)
     return 0
 
 

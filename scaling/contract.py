@@ -1,7 +1,7 @@
 """The data contract: which tables and columns of the SaaS the pipelines rely on, and whether a database keeps it.
 
-Belongs here: the contract as data and its check. Does not: what a pipeline does with the rows, and no column
-that no pipeline reads (`docs/data-contract.md` is written from this module).
+Belongs here: the contract as data and its check, and the check of the roles in schema sync. Does not: what a pipeline
+does with the rows, and no column that no pipeline reads (`docs/data-contract.md` is written from this module).
 """
 
 from collections.abc import Sequence
@@ -48,6 +48,8 @@ class Table:
     columns: tuple[Column, ...]
     sees_all_rows: bool = False
     """Row-level security must not hide rows from the pipeline's role: a filtered read would look complete."""
+    read_without_row_security: bool = False
+    """It is read with row_security = off, which a policy that shows every row does not satisfy; BYPASSRLS does."""
 
     @property
     def qualified(self) -> str:
@@ -64,6 +66,8 @@ class Breach:
     needed_by: tuple[Need, ...]
     sentence: str
     """What is wrong and the remedy, for a person."""
+    blocking: bool = True
+    """The pipelines cannot do their work, or a secret is open; else it is advice."""
 
 
 def contract(audit_table: str = "public.audit_logs") -> tuple[Table, ...]:
@@ -135,6 +139,7 @@ def contract(audit_table: str = "public.audit_logs") -> tuple[Table, ...]:
                 Column("created_at", INSTANT, True, "decides the month a row belongs to"),
             ),
             sees_all_rows=True,
+            read_without_row_security=True,
         ),
     )
 
@@ -156,6 +161,30 @@ FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON 
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
 """
 
+# Policies of other commands do not matter; a restrictive one may hide rows whatever the others show.
+SHOWS_EVERY_ROW = """
+SELECT coalesce(bool_or(p.polpermissive AND coalesce(pg_get_expr(p.polqual, p.polrelid), 'true') = 'true'), false)
+   AND coalesce(bool_and(p.polpermissive), false)
+FROM pg_policy p
+WHERE p.polrelid = %s AND p.polcmd IN ('r', '*')
+  AND EXISTS (SELECT FROM unnest(p.polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE'))
+"""
+
+SYNC_ROLES = ("pipeline_worker", "pipeline_webhook", "pipeline_reader", "pipeline_operator")
+"""What migration 0005 gives rights to in schema sync."""
+
+SYNC_TABLES = """
+SELECT c.oid, c.relname, c.relforcerowsecurity
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'sync' AND c.relkind IN ('r', 'p')
+ORDER BY c.relname
+"""
+
+ROLES = """
+SELECT rolname, rolsuper OR rolbypassrls, has_schema_privilege(oid, 'sync', 'USAGE')
+FROM pg_roles WHERE rolname = ANY(%s) ORDER BY rolname
+"""
+
 
 def check(connection: Connection, tables: Sequence[Table]) -> list[Breach]:
     """Compare a live database with the contract; reads the catalog only, never a row's content.
@@ -169,6 +198,74 @@ def check(connection: Connection, tables: Sequence[Table]) -> list[Breach]:
     """
     role = _one(connection, "SELECT current_user")
     return [breach for table in tables for breach in _check_table(connection, table, str(role))]
+
+
+def check_roles(connection: Connection) -> list[Breach]:
+    """Check who may do what in schema sync: the roles, their rights, and whether the login role sees every row.
+
+    Args:
+        connection: as the role the pipelines log in with.
+
+    Returns:
+        Every finding; an empty list also where the schema has not been made yet.
+    """
+    tables = connection.execute(SYNC_TABLES).fetchall()
+    if not tables:
+        return []
+
+    def finding(sentence: str, *, blocking: bool = False) -> Breach:
+        return Breach("schema sync", None, ("sync",), sentence, blocking)
+
+    role = str(_one(connection, "SELECT current_user"))
+    findings = []
+    if not _one(connection, "SELECT has_schema_privilege('sync', 'USAGE')"):
+        return [finding(f"role {role} may not use schema sync; GRANT pipeline_worker TO {role}", blocking=True)]
+    if _one(connection, "SELECT to_regprocedure('sync.grant_roles()') IS NULL"):
+        return [finding("schema sync is older than this program; python -m scaling migrate", blocking=True)]
+    present = {name: (sees_all, usable) for name, sees_all, usable in connection.execute(ROLES, (list(SYNC_ROLES),))}
+    missing = [name for name in SYNC_ROLES if name not in present]
+    if missing:
+        findings.append(
+            finding(
+                f"there is no role {', '.join(missing)}, because the role that migrated may not create roles; to let "
+                "others in with less than everything, as one that may: "
+                + "; ".join(f"CREATE ROLE {name} NOLOGIN" for name in missing)
+                + "; then, as the owner of schema sync: CALL sync.grant_roles()"
+            )
+        )
+    without_rights = [name for name, (_, usable) in present.items() if not usable]
+    unforced = [name for _, name, forced in tables if not forced]
+    if without_rights or unforced:
+        what = f"role {', '.join(without_rights)} has no rights in schema sync" if without_rights else ""
+        open_tables = f"row-level security does not bind the owner of {', '.join(unforced)}" if unforced else ""
+        findings.append(
+            finding(f"{' and '.join(filter(None, [what, open_tables]))}; as the owner: CALL sync.grant_roles()")
+        )
+    findings += [
+        finding(
+            f"row-level security does not bind role {name}; ALTER ROLE {name} NOSUPERUSER NOBYPASSRLS", blocking=True
+        )
+        for name, (sees_all, _) in present.items()
+        if sees_all
+    ]
+    if not all(_one(connection, "SELECT has_table_privilege(%s::oid, 'SELECT')", oid) for oid, _, _ in tables):
+        findings.append(
+            finding(
+                f"role {role} may not read every table of schema sync; GRANT pipeline_worker TO {role}", blocking=True
+            )
+        )
+    elif any(
+        _one(connection, "SELECT row_security_active(%s::oid)", oid) and not _one(connection, SHOWS_EVERY_ROW, oid)
+        for oid, _, _ in tables
+    ):
+        findings.append(
+            finding(
+                f"row-level security hides rows of schema sync from role {role}, so nothing would ever be due; "
+                f"GRANT pipeline_worker TO {role}, or ALTER ROLE {role} BYPASSRLS",
+                blocking=True,
+            )
+        )
+    return findings
 
 
 def _check_table(connection: Connection, table: Table, role: str) -> list[Breach]:
@@ -207,7 +304,11 @@ def _check_table(connection: Connection, table: Table, role: str) -> list[Breach
             breaches.append(
                 breach(f"role {role} may not read {name}; GRANT SELECT ON {table.qualified} TO {role}", column.name)
             )
-    if table.sees_all_rows and _one(connection, "SELECT row_security_active(%s::oid)", oid):
+    if (
+        table.sees_all_rows
+        and _one(connection, "SELECT row_security_active(%s::oid)", oid)
+        and (table.read_without_row_security or not _one(connection, SHOWS_EVERY_ROW, oid))
+    ):
         breaches.append(
             breach(
                 f"row-level security hides rows of {table.qualified} from role {role}, so a copy would look complete "

@@ -12,10 +12,12 @@ from psycopg import sql
 from devstack.postgres import Postgres
 
 PIPELINE = "pipeline"
+# `pipeline` may not create roles, so its migrations find these; what they may do is the migrations' business.
+SYNC_ROLES = ("pipeline_worker", "pipeline_webhook", "pipeline_reader", "pipeline_operator")
 
 
 def create(server: Postgres, database: str) -> None:
-    """Create the roles of a Supabase project, the role `pipeline`, and the SaaS's tables.
+    """Create the roles of a Supabase project, those of the pipelines, and the SaaS's tables.
 
     Args:
         server: where; roles are shared by its databases.
@@ -27,6 +29,7 @@ def create(server: Postgres, database: str) -> None:
             "authenticated": "NOLOGIN",
             "service_role": "NOLOGIN BYPASSRLS",
             PIPELINE: "LOGIN BYPASSRLS",
+            **dict.fromkeys(SYNC_ROLES, "NOLOGIN"),
         }.items():
             if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
                 connection.execute(sql.SQL("CREATE ROLE {} {}").format(sql.Identifier(role), sql.SQL(attributes)))

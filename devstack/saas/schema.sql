@@ -128,3 +128,15 @@ GRANT SELECT (id, tenant_id, workspace_id, user_id, action, resource_type, resou
 
 GRANT SELECT ON public.tenants, public.workspaces, public.users, public.google_connections, public.audit_logs,
     public.ai_usage TO pipeline;
+
+-- A sync worker that logs in with less than `pipeline`: it reads these four tables, of every tenant.
+GRANT USAGE ON SCHEMA public TO pipeline_worker;
+GRANT SELECT (id) ON public.tenants TO pipeline_worker;
+GRANT SELECT (id, tenant_id) ON public.workspaces TO pipeline_worker;
+GRANT SELECT (id, tenant_id, google_api_enabled) ON public.users TO pipeline_worker;
+GRANT SELECT (id, tenant_id, workspace_id, user_id, google_account, refresh_token_encrypted, status)
+    ON public.google_connections TO pipeline_worker;
+CREATE POLICY sync_reads ON public.tenants FOR SELECT TO pipeline_worker USING (true);
+CREATE POLICY sync_reads ON public.workspaces FOR SELECT TO pipeline_worker USING (true);
+CREATE POLICY sync_reads ON public.users FOR SELECT TO pipeline_worker USING (true);
+CREATE POLICY sync_reads ON public.google_connections FOR SELECT TO pipeline_worker USING (true);

@@ -10,7 +10,10 @@ url = context.config.attributes["url"]
 
 if context.is_offline_mode():
     context.configure(
-        dialect_name="postgresql", output_buffer=context.config.output_buffer, version_table_schema=VERSIONS_SCHEMA
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},  # any other style doubles the percent signs of the script
+        output_buffer=context.config.output_buffer,
+        version_table_schema=VERSIONS_SCHEMA,
     )
     with context.begin_transaction():
         context.execute(CREATE_SCHEMA)
