@@ -1,7 +1,7 @@
 """When a calendar is looked at again, and how often it changes.
 
-Belongs here: intervals, jitter, backoff; the change rate of a calendar, as a function and as the same in SQL.
-Pure functions of the settings and the injected randomness.
+Belongs here: intervals, jitter, backoff, change rates. Pure functions of the settings and the injected randomness,
+and the one query that reads the rates of the fleet.
 Does not: due times themselves; the database adds these seconds to its own clock.
 
 **Change rate.** Changes are taken for a Poisson process with a rate of its own per calendar: a Gamma distribution of
@@ -18,6 +18,7 @@ fleet, and by Kuhn and Tucker the same clamped to floor and ceiling.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -30,6 +31,7 @@ JITTER = 0.25
 """Google asks for 25 % so that a fleet does not call in step (guides/quota)."""
 FIRST_BACKOFF_SECONDS = 60.0
 LONGEST_BACKOFF_SECONDS = 3600.0
+FIRST_PARK_SECONDS = 30.0
 
 HALF_LIFE_DAYS = 7.0
 """A week has working days and others; a calendar that falls silent loses half of its rate within one."""
@@ -90,43 +92,6 @@ def rate_per_day(change_count: float, observed_days: float, prior: float) -> flo
     return (change_count + PRIOR_CHANGES) / (observed_days + PRIOR_CHANGES / prior)
 
 
-OBSERVE = sql.SQL("""
-(change_count, observed_days) = (
-    SELECT
-        CASE WHEN change_count > {nothing} THEN change_count * seen.kept ELSE 0 END + seen.changed::integer,
-        CASE WHEN observed_days > {nothing} THEN observed_days * seen.kept ELSE 0 END + seen.days * CASE
-            WHEN NOT seen.changed OR seen.notified THEN 1
-            WHEN seen.x < {series_below} THEN 0.5 - seen.x / 12
-            ELSE 1 / seen.x - 1 / (exp(least(seen.x, {no_exp_above})) - 1) END
-    FROM (
-        SELECT days, power(0.5::float8, days / {half_life}) AS kept,
-            (change_count + {changes}) / (observed_days + {changes} / {first_rate}) * days AS x,
-            %(changed)s::boolean AND last_succeeded_at IS NOT NULL AS changed,
-            coalesce(notified_at > last_succeeded_at, false) AS notified
-        FROM (
-            SELECT least(greatest(
-                coalesce(extract(epoch FROM now() - last_succeeded_at)::float8 / {day}, 0), 0), {longest}) AS days
-        ) AS since_last_sync
-    ) AS seen
-)""").format(
-    **{
-        name: sql.SQL("{}::float8").format(sql.Literal(value))
-        for name, value in {
-            "nothing": _NOTHING_BELOW,
-            "series_below": _SERIES_BELOW,
-            "no_exp_above": _NO_EXP_ABOVE,
-            "half_life": HALF_LIFE_DAYS,
-            "changes": PRIOR_CHANGES,
-            "first_rate": FIRST_RATE,
-            "day": DAY,
-            "longest": LONGEST_OBSERVATION_DAYS,
-        }.items()
-    }
-)
-"""`observe` as an assignment for `UPDATE sync.calendar_state SET …` with the parameter `changed`: before the same
-statement moves `last_succeeded_at`, from the database's clock."""
-
-
 @dataclass(frozen=True, slots=True)
 class FleetRates:
     """How often the calendars change that are polled.
@@ -143,6 +108,15 @@ class FleetRates:
     def calendars(self) -> int:
         """How many are polled."""
         return sum(calendars for calendars, _ in self.buckets)
+
+    @classmethod
+    def together(cls, fleets: "Sequence[FleetRates]") -> "FleetRates":
+        """Put the fleets of several databases together."""
+        buckets = tuple(bucket for fleet in fleets for bucket in fleet.buckets)
+        polled = sum(fleet.calendars for fleet in fleets)
+        if len(fleets) == 1 or not polled:
+            return cls(buckets, fleets[0].mean if fleets else FIRST_RATE)
+        return cls(buckets, sum(fleet.mean * fleet.calendars for fleet in fleets) / polled)
 
 
 _FLEET = sql.SQL("""
@@ -323,6 +297,17 @@ class Cadence:
         if failures == 0:  # at the shortest interval, however seldom the calendar is polled
             return self._jittered(self.poll_seconds)
         return self._jittered(min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures, 20), LONGEST_BACKOFF_SECONDS))
+
+    def park(self, error: SyncError, *, failed_visits: int) -> float:
+        """Seconds for which no call is made for a connection that Google refuses, slows down, or does not answer for.
+
+        Args:
+            error: what happened; what Google asked for, and longer quotas, are waited for in full.
+            failed_visits: visits in a row before this one that ended this way.
+        """
+        patience = min(FIRST_PARK_SECONDS * 2.0 ** min(failed_visits, 20), LONGEST_BACKOFF_SECONDS)
+        asked = error.retry_after_seconds if isinstance(error, RateLimitedError) else error.backoff_seconds
+        return max(patience, asked or 0.0) * (1 + self.rng.uniform(0, JITTER))
 
     def _plan(self) -> PollPlan:
         return self.plan or self._plan_for(FleetRates())
