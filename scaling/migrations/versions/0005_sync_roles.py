@@ -92,13 +92,14 @@ BEGIN
     -- The receiver of notifications: finds a channel, says that something changed, counts. It faces the internet, so it
     -- reads no event, no token and no grant.
     IF 'pipeline_webhook' = ANY (present) THEN
-        GRANT SELECT (channel_id, tenant_id, workspace_id, connection_id, calendar_id, token_hash, resource_id, state,
-                      expires_at, messages, last_message_at),
-            UPDATE (messages, last_message_at) ON sync.channels TO pipeline_webhook;
-        GRANT SELECT (tenant_id, workspace_id, calendar_id, connection_id, deleted_at, due_at, notified_at,
-                      last_started_at),
+        GRANT SELECT (channel_id, tenant_id, workspace_id, connection_id, calendar_id, token_hash, resource_id,
+                      messages),
+            UPDATE (resource_id, messages, last_message_at) ON sync.channels TO pipeline_webhook;
+        GRANT SELECT (tenant_id, workspace_id, calendar_id, deleted_at, due_at, notified_at, last_started_at,
+                      consecutive_failures, breaker_until),
             UPDATE (due_at, notified_at) ON sync.calendar_state TO pipeline_webhook;
-        GRANT SELECT (tenant_id, workspace_id, connection_id, list_due_at, list_notified_at, list_started_at),
+        GRANT SELECT (tenant_id, workspace_id, connection_id, list_due_at, list_notified_at, list_started_at,
+                      consecutive_failures),
             UPDATE (list_due_at, list_notified_at) ON sync.connection_state TO pipeline_webhook;
         GRANT SELECT, INSERT, UPDATE (messages) ON sync.webhook_messages TO pipeline_webhook;
         CREATE POLICY webhook ON sync.channels TO pipeline_webhook USING (true);
