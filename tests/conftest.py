@@ -7,8 +7,11 @@ they end with the session's controller, however it ends.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from devstack import servers
 from devstack.processes import VAR
@@ -55,6 +58,26 @@ def bucket(running_servers: Servers) -> Iterator[Bucket]:
     """A fresh bucket."""
     with running_servers.bucket() as fresh:
         yield fresh
+
+
+@pytest.fixture
+def login(running_servers: Servers, database: Database) -> Iterator[Callable[..., str]]:
+    """Make login roles of the fresh database: `login("pipeline_reader")` is the DSN of one that is a member of that."""
+    names: list[str] = []
+
+    def make(*member_of: str) -> str:
+        names.append(f"test_{uuid4().hex[:12]}")
+        with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
+            role = sql.Identifier(names[-1])
+            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, names[-1]))
+            for group in member_of:
+                admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), role))
+        return running_servers.postgres.dsn(database.name, user=names[-1], password=names[-1])
+
+    yield make
+    with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
+        for name in names:
+            admin.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(sql.Identifier(name)))
 
 
 @pytest.fixture
