@@ -211,9 +211,7 @@ class PollPlan:
             return staleness <= freshness_seconds * sum(weight for weight, _ in weights)
 
         fastest = max((rate for _, rate in weights), default=1.0)
-        low, high = 0.0, (ceiling_seconds + late_seconds) * math.sqrt(fastest)
-        if is_fresh(plan(high)):
-            return plan(high)
+        low, high = 0.0, 2 * (ceiling_seconds + late_seconds) * math.sqrt(fastest)  # beyond half of it all is clamped
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if is_fresh(plan(middle)) else (low, middle)
