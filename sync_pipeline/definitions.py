@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import dagster as dg
 
 from scaling.settings import AutomationSettings, SyncScheduleSettings, load
-from sync_pipeline.assets import GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_ticks
+from sync_pipeline.assets import GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_report, sync_ticks
 from sync_pipeline.checks import calendar_events_checks
-from sync_pipeline.jobs import calendar_sync
+from sync_pipeline.jobs import calendar_sync, purge_event_log, sync_report_job
 from sync_pipeline.resources import SyncResource
-from sync_pipeline.schedules import calendar_sync_schedule
+from sync_pipeline.schedules import calendar_sync_schedule, purge_event_log_schedule, sync_report_schedule
 from sync_pipeline.sensors import workspaces_sensor
 
 
@@ -27,10 +27,14 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     """
     automation = load(AutomationSettings)
     return dg.Definitions(
-        assets=[GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_ticks],
+        assets=[GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_ticks, sync_report],
         asset_checks=[calendar_events_checks],
-        jobs=[calendar_sync],
-        schedules=[calendar_sync_schedule(load(SyncScheduleSettings), automation)],
+        jobs=[calendar_sync, sync_report_job, purge_event_log],
+        schedules=[
+            calendar_sync_schedule(load(SyncScheduleSettings), automation),
+            sync_report_schedule(automation),
+            purge_event_log_schedule(automation),
+        ],
         sensors=[workspaces_sensor(automation)],
         resources={"sync": SyncResource(), **(resources or {})},
         # A run is one step that does its own concurrency; a process a step would cost seconds and buys nothing.

@@ -1,0 +1,238 @@
+"""The pictures of a day of syncing, as PNG.
+
+Belongs here: drawing a `DayReport`. Does not: its numbers (`sync_pipeline.report`), where the pictures are shown.
+
+Dagster keeps a picture within the event of its materialization, so each stays below 20 kB. They are drawn on white,
+with dark text, which reads the same on Dagster's dark and light pages. Nothing global is touched, neither
+pyplot nor rcParams.
+"""
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
+
+from sync_pipeline.report import NO_BOUND_SECONDS, DayReport
+from sync_pipeline.tally import TOKEN_REFRESH
+
+WIDTH, HEIGHT, DPI = 6.4, 2.9, 100
+TEXT, MUTED, GRID = "#23272f", "#667085", "#e4e7ec"
+GOOD, BAD, ACCENT, OTHER = "#2e7d5b", "#c2410c", "#1d4ed8", "#b5bcc8"
+OUTCOMES_SHOWN = 6
+ANSWERS = {
+    "2xx": GOOD,
+    "401": "#7c3aed",
+    "403": "#b45309",
+    "404": "#64748b",
+    "410": "#0891b2",
+    "429": BAD,
+    "no_answer": "#111827",
+}
+
+
+def draw(report: DayReport) -> dict[str, bytes]:
+    """Draw a day.
+
+    Args:
+        report: of the day.
+
+    Returns:
+        Name to PNG: `calls`, `savings`, `freshness`, `failures`.
+    """
+    return {
+        "calls": _calls(report),
+        "savings": _savings(report),
+        "freshness": _freshness(report),
+        "failures": _failures(report),
+    }
+
+
+def _calls(report: DayReport) -> bytes:
+    figure, (axes,) = _figure(f"Calls to Google on {report.day}: {report.api_calls:,} counted against the quota")
+    methods = sorted({method for method, _ in report.calls}, key=lambda method: _calls_of(report, method))
+    outcomes: dict[str, dict[str, int]] = {}
+    for (method, outcome), calls in report.calls.items():
+        row = outcomes.setdefault("2xx" if outcome.startswith("2") else outcome, {})
+        row[method] = row.get(method, 0) + calls
+    start = dict.fromkeys(methods, 0)
+    for outcome in sorted(outcomes, key=lambda name: (name != "2xx", name)):
+        widths = [outcomes[outcome].get(method, 0) for method in methods]
+        axes.barh(
+            methods,
+            widths,
+            left=[start[method] for method in methods],
+            color=ANSWERS.get(outcome, OTHER),
+            label={"2xx": "answered", "no_answer": "no answer"}.get(outcome, outcome),
+            height=0.62,
+        )
+        for method, width in zip(methods, widths, strict=True):
+            start[method] += width
+    for method in methods:
+        note = " (no Calendar call)" if method == TOKEN_REFRESH else ""
+        axes.annotate(
+            f" {start[method]:,}{note}", (start[method], method), va="center", fontsize=8, color=MUTED, clip_on=False
+        )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlim(0, max([*start.values(), 1]) * 1.25)
+    axes.grid(axis="x", color=GRID)
+    if methods:
+        _legend(axes)
+    else:
+        _nothing(axes, "no call was made")
+    return _png(figure)
+
+
+def _calls_of(report: DayReport, method: str) -> int:
+    return sum(calls for (name, _), calls in report.calls.items() if name == method)
+
+
+def _savings(report: DayReport) -> bytes:
+    saved = report.numbers().get("saved_share")
+    title = f"{saved:.1%} fewer calls than polling every 2 minutes" if saved is not None else "Calls by hour"
+    figure, (axes,) = _figure(title)
+    hours = [hour.hour for hour in report.hours]
+    axes.bar(hours, [hour.api_calls for hour in report.hours], color=GOOD, width=0.7, label="calls made")
+    axes.hlines(
+        [hour.polling_calls for hour in report.hours],
+        [hour - 0.5 for hour in hours],
+        [hour + 0.5 for hour in hours],
+        color=BAD,
+        linewidth=1.8,
+        label="2-minute polling",
+    )
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(axis="y", color=GRID)
+    _by_hour(axes)
+    if hours:
+        _legend(axes)
+    else:
+        _nothing(axes, "no run started")
+    return _png(figure)
+
+
+def _freshness(report: DayReport) -> bytes:
+    p50, p95 = report.freshness_quantile(0.5), report.freshness_quantile(0.95)
+    title = (
+        f"Age of changes when they became visible: half within {_duration(p50)}, 95 % within {_duration(p95)}"
+        if p50 is not None and p95 is not None
+        else "Age of changes when they became visible"
+    )
+    figure, (axes,) = _figure(title)
+    bounds = sorted(report.freshness)
+    labels = [_duration(bound).replace(" min", "m").replace(" ", "") for bound in bounds]
+    colors = [GOOD if p95 is None or bound <= p95 else OTHER for bound in bounds]
+    axes.bar(labels, [report.freshness[bound] for bound in bounds], color=colors, width=0.8)
+    for position, bound in enumerate(bounds):
+        for quantile, name in ((p50, "p50"), (p95, "p95")):
+            if bound == quantile:
+                axes.axvline(position + 0.4, color=ACCENT, linewidth=1.4, linestyle="--")
+                axes.annotate(
+                    name,
+                    (position + 0.4, 0.97 if name == "p50" else 0.86),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=8,
+                    color=ACCENT,
+                )
+    axes.set_ylabel("changes", fontsize=8, color=MUTED)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(axis="y", color=GRID)
+    if not bounds:
+        _nothing(axes, "no change was timed")
+    return _png(figure)
+
+
+def _failures(report: DayReport) -> bytes:
+    failed = sum(hour.workspaces_failed for hour in report.hours)
+    served = sum(hour.workspaces_served for hour in report.hours)
+    figure, (left, right) = _figure(
+        f"{sum(report.failures.values()):,} requests refused or unanswered; {failed:,} of {served:,} visits failed",
+        columns=2,
+    )
+    kinds = sorted(report.failures.items(), key=lambda item: item[1])[-OUTCOMES_SHOWN:]
+    left.set_title("requests by answer", fontsize=8, color=MUTED, loc="left")
+    left.barh(
+        [{"no_answer": "no answer"}.get(kind, kind) for kind, _ in kinds],
+        [count for _, count in kinds],
+        color=[ANSWERS.get(kind, OTHER) for kind, _ in kinds],
+        height=0.62,
+    )
+    left.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    left.grid(axis="x", color=GRID)
+    if not kinds:
+        _nothing(left, "none")
+    right.set_title("failed workspaces, worst run of the hour", fontsize=8, color=MUTED, loc="left")
+    right.bar(
+        [hour.hour for hour in report.hours],
+        [hour.most_failed_in_a_run for hour in report.hours],
+        color=BAD,
+        width=0.7,
+    )
+    right.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    right.set_ylim(0, max([hour.most_failed_in_a_run for hour in report.hours] + [1]) * 1.1)
+    right.grid(axis="y", color=GRID)
+    _by_hour(right)
+    return _png(figure)
+
+
+def _figure(title: str, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9.5, color=TEXT, x=0.012, ha="left", fontweight="bold")
+    all_axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for axes in all_axes:
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8, colors=TEXT, length=0)
+        for name, spine in axes.spines.items():
+            spine.set_visible(name == "bottom")
+            spine.set_color(MUTED)
+    return figure, all_axes
+
+
+def _by_hour(axes: Axes) -> None:
+    axes.set_xlim(-0.6, 24)
+    axes.set_xticks(range(0, 25, 4), [f"{hour:02}" for hour in range(0, 25, 4)])
+    axes.set_xlabel("hour, UTC", fontsize=8, color=MUTED)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+
+
+def _nothing(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=MUTED)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _duration(seconds: int) -> str:
+    if seconds > NO_BOUND_SECONDS:
+        return "longer"
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:g} {name}"
+    return f"{seconds} s"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # A palette keeps a picture at a few kB; text and bars need no more colors.
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return _with_palette(buffer.getvalue())
+
+
+def _with_palette(png: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(64).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
