@@ -1,5 +1,6 @@
 """Migrations: idempotent, reversible, the same as plain SQL, safe when two processes start at once."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from rich.console import Console
 from devstack.servers import Database
 from scaling import migrate
 from scaling.__main__ import migrations
+from scaling.contract import SYNC_ROLES
 from scaling.errors import UserError
 
 SCHEMAS = ("archive", "scaling", "sync")
@@ -20,7 +22,10 @@ SCHEMAS = ("archive", "scaling", "sync")
 # What a schema is made of, comparable between two ways of making it.
 SHAPE = """
 SELECT n.nspname, c.relname, c.relkind::text, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-       col_description(c.oid, a.attnum), obj_description(c.oid)
+       col_description(c.oid, a.attnum), obj_description(c.oid), c.relrowsecurity, c.relforcerowsecurity,
+       c.relacl::text, a.attacl::text,
+       (SELECT array_agg(concat(polname, polcmd, polroles::regrole[], pg_get_expr(polqual, polrelid)) ORDER BY polname)
+        FROM pg_policy WHERE polrelid = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 WHERE n.nspname = ANY(%s)
@@ -52,6 +57,33 @@ def change_right(database: Database, statement: LiteralString) -> None:
         admin.execute(sql.SQL(statement).format(sql.Identifier(database.name)))
 
 
+def sync_roles(database: Database) -> set[str]:
+    with psycopg.connect(database.admin_dsn) as connection:
+        found = connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [list(SYNC_ROLES)])
+        return {name for (name,) in found}
+
+
+def test_taking_the_roles_back_leaves_the_schema_as_it_was_without_them(bare: Database) -> None:
+    migrate.upgrade(bare.dsn, revision="0004")
+    without = shape(bare)
+    migrate.upgrade(bare.dsn, revision="0005")
+    assert shape(bare) != without
+    migrate.downgrade(bare.dsn, revision="0004")
+    granted = re.compile(r"pipeline_\w+=")
+    assert [str(row) for row in shape(bare) if granted.search(str(row))] == []
+    # An access list that was written out once stays so; it then says what no list means: the owner may do everything.
+    assert [row[:-3] + row[-1:] for row in shape(bare)] == [row[:-3] + row[-1:] for row in without]
+    migrate.upgrade(bare.dsn)
+
+
+def test_giving_the_roles_their_rights_again_changes_nothing(bare: Database) -> None:
+    migrate.upgrade(bare.dsn)
+    once = shape(bare)
+    with psycopg.connect(bare.dsn) as connection:
+        connection.execute("CALL sync.grant_roles()")
+    assert shape(bare) == once
+
+
 def test_migrating_twice_changes_nothing(bare: Database) -> None:
     migrate.upgrade(bare.dsn)
     first = shape(bare)
@@ -63,6 +95,7 @@ def test_downgrading_removes_everything_but_the_version_table(bare: Database) ->
     migrate.upgrade(bare.dsn)
     migrate.downgrade(bare.dsn)
     assert {row[0] for row in shape(bare)} == {"scaling"}
+    assert sync_roles(bare) == set(SYNC_ROLES), "roles belong to the server and may be in use elsewhere"
     migrate.upgrade(bare.dsn)
     assert {row[0] for row in shape(bare)} == set(SCHEMAS)
 
