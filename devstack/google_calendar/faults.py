@@ -30,6 +30,7 @@ class Kind(StrEnum):
     TRUNCATE = "truncate"  # a complete HTTP answer whose JSON breaks off
     HTML = "html"  # 200 with a HTML page
     EMPTY_PAGE = "empty_page"  # no items, and a nextPageToken that leads on
+    NO_ITEMS = "no_items"  # the page without its items, its tokens as they are
     NO_SYNC_TOKEN = "no_sync_token"  # noqa: S105 - the last page without its token
     BOTH_TOKENS = "both_tokens"  # a page with nextPageToken and a nextSyncToken that must not be trusted
     REPEAT_PAGE_TOKEN = "repeat_page_token"  # noqa: S105 - the token just used comes again
@@ -39,7 +40,14 @@ class Kind(StrEnum):
 
 
 PAGE_KINDS = frozenset(
-    {Kind.NO_SYNC_TOKEN, Kind.BOTH_TOKENS, Kind.REPEAT_PAGE_TOKEN, Kind.DUPLICATE_EVENT, Kind.SAME_SYNC_TOKEN}
+    {
+        Kind.NO_ITEMS,
+        Kind.NO_SYNC_TOKEN,
+        Kind.BOTH_TOKENS,
+        Kind.REPEAT_PAGE_TOKEN,
+        Kind.DUPLICATE_EVENT,
+        Kind.SAME_SYNC_TOKEN,
+    }
 )
 
 
@@ -146,6 +154,8 @@ def refuse(rule: Rule) -> None:
 def spoil(rule: Rule, call: Call, page: ListPage) -> None:
     """Alter a page as a rule scripts it."""
     match rule.kind:
+        case Kind.NO_ITEMS:
+            page.items.clear()
         case Kind.NO_SYNC_TOKEN:
             page.next_sync_token = None
         case Kind.BOTH_TOKENS:

@@ -169,6 +169,16 @@ def test_tokens_can_be_missing_doubled_or_repeated(api: Api) -> None:
     assert second["nextPageToken"] == first["nextPageToken"]
 
 
+def test_a_page_can_come_without_its_items_and_leads_on_all_the_same(api: Api) -> None:
+    _fill(api, 3)
+    api.simulator.add_fault("no_items", times=2)
+    first = api.page(maxResults=2)
+    assert first["items"] == []
+    last = api.page(maxResults=2, pageToken=first["nextPageToken"])
+    assert (last["items"], "nextSyncToken" in last) == ([], True)
+    assert len(api.page()["items"]) == 3
+
+
 def test_an_event_can_come_twice_and_a_sync_token_again(api: Api) -> None:
     _fill(api, 2)
     api.simulator.add_fault("duplicate_event", times=1)
