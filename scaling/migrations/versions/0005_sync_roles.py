@@ -82,11 +82,11 @@ BEGIN
 
     -- A run of the sync: exactly the verbs it uses.
     IF 'pipeline_worker' = ANY (present) THEN
-        GRANT SELECT, INSERT, UPDATE ON sync.workspace_state, sync.connection_state, sync.calendar_state, sync.runs,
-            sync.api_calls, sync.call_days, sync.freshness TO pipeline_worker;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON sync.event_rows, sync.quarantine, sync.channels, sync.call_buckets
-            TO pipeline_worker;
-        GRANT SELECT ON sync.webhook_messages, sync.calendar_events, sync.calendar_event_changes, sync.calendar_status
+        GRANT SELECT, INSERT, UPDATE, DELETE ON sync.workspace_state, sync.connection_state, sync.calendar_state,
+            sync.event_rows, sync.quarantine, sync.channels, sync.runs, sync.api_calls, sync.call_buckets,
+            sync.call_days, sync.freshness TO pipeline_worker;
+        GRANT SELECT, DELETE ON sync.webhook_messages TO pipeline_worker;
+        GRANT SELECT ON sync.calendar_events, sync.calendar_event_changes, sync.calendar_status
             TO pipeline_worker;
     END IF;
 
