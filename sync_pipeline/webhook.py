@@ -104,7 +104,7 @@ WHERE tenant_id = %(tenant)s AND workspace_id = %(workspace)s AND connection_id 
            AND list_due_at <= {wanted})
 """).format(wanted=LIST_WANTED)
 COUNT_CHANNELS = """
-UPDATE sync.channels c SET messages = messages + n.messages, last_message_at = clock_timestamp()
+UPDATE sync.channels c SET messages = c.messages + n.messages, last_message_at = clock_timestamp()
 FROM unnest(%s::uuid[], %s::bigint[]) AS n (channel_id, messages) WHERE c.channel_id = n.channel_id
 """
 COUNT_OUTCOMES = """
