@@ -24,13 +24,25 @@ Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 @dataclass(frozen=True, slots=True)
+class NextVisit:
+    """What is stored about a calendar's cadence when it has been synced."""
+
+    change_count: float
+    observed_days: float
+    due_in_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CalendarSync:
     """Syncs calendars read through one connection; every page is one transaction, the last one carries the token."""
 
     api: CalendarApi
     transaction: Transaction
     token_fingerprint: bytes
-    due_in_seconds: float
+    next_visit: Callable[[bool], NextVisit]
+    """Told whether anything changed."""
+    also: Callable[[Connection], None]
+    """Done in the transaction of the last page, so that it costs none of its own."""
 
     def run(self, lease: CalendarLease, tally: Tally) -> None:
         """Bring one calendar up to date.
@@ -76,28 +88,36 @@ class CalendarSync:
         unseen = Changes()
         page_token: str | None = None
         asked: set[str] = set()
+        wrote = False
         while True:
             page = self.api.list_events(lease.calendar_id, sync_token=sync_token, page_token=page_token)
             batch = read_items(page.items)
             tally.pages += 1
             tally.events_seen += batch.seen
+            wrote = wrote or batch.seen > 0
             page_token = page.next_page_token  # with both tokens given, the listing is not over
             if page_token is None and page.next_sync_token is None:
                 raise ProtocolError("the last page has no sync token")
             if page_token in asked:
                 raise ProtocolError("a page token came twice")
             with self.transaction() as connection:
-                leases.hold(connection, lease)
-                unseen += event_store.write_page(connection, lease, generation=generation, batch=batch)
+                if batch.seen or page_token is not None:  # completing proves the lease as well
+                    leases.hold(connection, lease)
+                    unseen += event_store.write_page(connection, lease, generation=generation, batch=batch)
                 if page_token is None and page.next_sync_token is not None:
+                    visit = self.next_visit(wrote)
                     unseen += event_store.complete(
                         connection,
                         lease,
                         generation=generation,
                         sync_token=page.next_sync_token,
                         token_fingerprint=self.token_fingerprint,
-                        due_in_seconds=self.due_in_seconds,
+                        wrote=wrote,
+                        change_count=visit.change_count,
+                        observed_days=visit.observed_days,
+                        due_in_seconds=visit.due_in_seconds,
                     )
+                    self.also(connection)
             if sync_token is not None or page_token is None:  # readers see it now
                 tally.add(unseen)
                 unseen = Changes()

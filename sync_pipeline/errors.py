@@ -40,7 +40,6 @@ class RateLimitedError(SyncError):
     """Google asks for fewer calls per minute (403 rateLimitExceeded, userRateLimitExceeded, 429)."""
 
     kind = "rate_limited"
-    retried_at_once = True
     stops_connection = True
 
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:

@@ -27,6 +27,7 @@ BREAKER_AFTER = 3
 BREAKER_SECONDS = 6 * 3600
 """An open breaker leaves four full syncs a day."""
 TOMBSTONE_DAYS = 90
+CLOCKS_DIFFER_SECONDS = 300.0
 
 TYPES: dict[str, LiteralString] = {
     "event_id": "text",
@@ -106,11 +107,14 @@ WITH page AS MATERIALIZED (
         ROW ({excluded_columns}, excluded.deleted_at, excluded.changed_at, excluded.lease_epoch)
     WHERE mine.raw IS DISTINCT FROM excluded.raw
       AND coalesce(excluded.updated_at >= mine.updated_at, true)
-    RETURNING event_id, deleted_at, changed_at
+    RETURNING event_id, deleted_at, changed_at, updated_at
 )
 SELECT count(*) FILTER (WHERE written.deleted_at IS NULL AND written.changed_at = now()),
        count(*) FILTER (WHERE written.deleted_at IS NOT NULL AND prior.event_id IS NOT NULL
-                          AND prior.deleted_at IS NULL)
+                          AND prior.deleted_at IS NULL),
+       CASE WHEN %(generation)s = %(live)s
+            THEN array_agg(extract(epoch FROM now() - written.updated_at)::float8)
+                FILTER (WHERE written.changed_at = now() AND written.updated_at IS NOT NULL) END
 FROM written LEFT JOIN prior USING (event_id)
 """)
 
@@ -171,10 +175,15 @@ class Changes:
     upserted: int = 0
     deleted: int = 0
     quarantined: int = 0
+    ages: tuple[float, ...] = ()
+    """Of incremental changes: seconds from Google's `updated` until now."""
 
     def __add__(self, other: Self) -> "Changes":
         return Changes(
-            self.upserted + other.upserted, self.deleted + other.deleted, self.quarantined + other.quarantined
+            self.upserted + other.upserted,
+            self.deleted + other.deleted,
+            self.quarantined + other.quarantined,
+            self.ages + other.ages,
         )
 
 
@@ -264,9 +273,14 @@ def complete(
     generation: int,
     sync_token: str,
     token_fingerprint: bytes,
+    wrote: bool,
+    change_count: float,
+    observed_days: float,
     due_in_seconds: float,
 ) -> Changes:
     """Commit the cursor with the last page, make the generation the live one, and give the lease back.
+
+    The cursor of a calendar whose role changed meanwhile is dropped: what a role newly shows is not listed again.
 
     Args:
         connection: within the transaction that wrote the last page.
@@ -274,7 +288,11 @@ def complete(
         generation: the one the pages went into.
         sync_token: from the last page.
         token_fingerprint: what the token is bound to.
-        due_in_seconds: when the calendar is due again, unless its breaker is open.
+        wrote: the listing had any item.
+        change_count: what is known of how often it changes, see `sync_pipeline.cadence`.
+        observed_days: what is known of how often it changes.
+        due_in_seconds: when the calendar is due again, unless its breaker is open; at once when a notification came
+            while it was being read.
 
     Returns:
         The tombstones a full sync adds.
@@ -283,9 +301,11 @@ def complete(
         LeaseLostError: the calendar is somebody else's now.
     """
     full = generation != lease.live_generation
-    buried = connection.execute(
-        BURY_EXCEPTIONS, {**lease.key, "generation": generation, "tombstones": [], "listing_ends": True}
-    ).rowcount
+    buried = 0
+    if wrote:  # an idle poll has nothing to bury
+        buried = connection.execute(
+            BURY_EXCEPTIONS, {**lease.key, "generation": generation, "tombstones": [], "listing_ends": True}
+        ).rowcount
     if full:
         generations = {**lease.key, "generation": generation, "live": lease.live_generation}
         connection.execute(KEEP_QUARANTINED, generations)
@@ -298,7 +318,8 @@ def complete(
     committed = connection.execute(
         _sql("""
         UPDATE sync.calendar_state
-        SET sync_token = %(token)s, token_fingerprint = %(fingerprint)s,
+        SET sync_token = CASE WHEN access_role IS NOT DISTINCT FROM %(role)s THEN %(token)s END,
+            token_fingerprint = %(fingerprint)s,
             live_generation = %(generation)s, next_generation = NULL,
             lease_owner = NULL, lease_until = NULL,
             last_finished_at = now(), last_succeeded_at = now(),
@@ -308,18 +329,25 @@ def complete(
             gone_count = CASE WHEN %(full)s THEN gone_count ELSE 0 END,
             breaker_until = CASE WHEN %(full)s AND gone_count >= %(breaker_after)s
                                  THEN now() + make_interval(secs => %(breaker_seconds)s) END,
-            due_at = now() + make_interval(secs => CASE WHEN %(full)s AND gone_count >= %(breaker_after)s
-                                                   THEN %(breaker_seconds)s ELSE %(due_in)s END)
+            change_count = %(change_count)s, observed_days = %(observed_days)s,
+            due_at = CASE
+                WHEN %(full)s AND gone_count >= %(breaker_after)s
+                    THEN now() + make_interval(secs => %(breaker_seconds)s)
+                WHEN notified_at >= last_started_at OR access_role IS DISTINCT FROM %(role)s THEN now()
+                ELSE now() + make_interval(secs => %(due_in)s) END
         WHERE {of_calendar} AND lease_epoch = %(epoch)s
         """),
         {
             **lease.key,
             "token": sync_token,
+            "role": lease.access_role,
             "fingerprint": token_fingerprint,
             "generation": generation,
             "full": full,
             "breaker_after": BREAKER_AFTER,
             "breaker_seconds": BREAKER_SECONDS,
+            "change_count": change_count,
+            "observed_days": observed_days,
             "due_in": due_in_seconds,
         },
     )
@@ -340,13 +368,15 @@ def purge_tombstones(connection: Connection, workspace: Workspace) -> None:
 def _upsert(connection: Connection, lease: CalendarLease, generation: int, rows: Sequence[EventRow]) -> Changes:
     generations = {**lease.key, "generation": generation, "live": lease.live_generation}
     counted = connection.execute(UPSERT, {**generations, "rows": _as_json(rows)}).fetchone()
-    upserted, deleted = counted or (0, 0)
+    upserted, deleted, ages = counted or (0, 0, None)
     tombstones = [row.event_id for row in rows if row.is_tombstone]
     if tombstones:
         deleted += connection.execute(
             BURY_EXCEPTIONS, {**generations, "tombstones": tombstones, "listing_ends": False}
         ).rowcount
-    return Changes(upserted=upserted, deleted=deleted)
+    # An event that was changed long ago and only now came into sight says nothing about how fast the sync is.
+    longest = (lease.seconds_since_sync or 0.0) + CLOCKS_DIFFER_SECONDS
+    return Changes(upserted=upserted, deleted=deleted, ages=tuple(age for age in ages or () if age <= longest))
 
 
 def _remove_generations_other_than(connection: Connection, lease: CalendarLease, generation: int) -> None:

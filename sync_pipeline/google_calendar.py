@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -48,13 +48,16 @@ from sync_pipeline.errors import (
     TransientError,
 )
 from sync_pipeline.events import Json
+from sync_pipeline.quota import UNLIMITED, CallGate
 
 EVENT_PARAMETERS: Final[Mapping[str, bool | int]] = {"maxResults": 2500, "singleEvents": False, "showDeleted": True}
 """The same for full and incremental syncs: a token is only valid with the parameters it was made with."""
 CALENDAR_LIST_PARAMETERS: Final[Mapping[str, bool | int]] = {"maxResults": 250, "showDeleted": True, "showHidden": True}
 
-CALL_TIMEOUT_SECONDS = 30.0
+CALL_TIMEOUT_SECONDS = 20.0
 ATTEMPTS = 4
+ATTEMPTS_WITHIN_SECONDS = 30.0
+"""No further attempt is begun after this long, so that a silent server costs a worker less than a minute."""
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
 """A longer Retry-After is not slept through; the connection is parked for that long instead."""
@@ -262,7 +265,12 @@ class GoogleCalendar:
         )
 
     def connect(
-        self, refresh_token: str, *, calls: CallCounter, access_token: CachedAccessToken | None = None
+        self,
+        refresh_token: str,
+        *,
+        calls: CallCounter,
+        access_token: CachedAccessToken | None = None,
+        gate: CallGate = UNLIMITED,
     ) -> "GoogleConnection":
         """Use a grant; no request is made yet.
 
@@ -270,6 +278,7 @@ class GoogleCalendar:
             refresh_token: of the grant.
             calls: counts every request of this connection.
             access_token: one from an earlier run, used until Google refuses it.
+            gate: lets each request through when the quotas allow.
 
         Returns:
             The connection, for the calling thread only.
@@ -282,8 +291,8 @@ class GoogleCalendar:
             client_secret=self._client_secret,
             expiry=access_token and access_token.expires_at.astimezone(UTC).replace(tzinfo=None),
         )
-        transport = _CountedHttp(self._http(), calls, token_path=urlsplit(self._token_url).path)
-        return GoogleConnection(self._service, credentials, transport, self._retrying())
+        transport = _CountedHttp(self._http(), calls, gate, token_path=urlsplit(self._token_url).path)
+        return GoogleConnection(self._service, credentials, transport, self._retrying, gate)
 
     def _http(self) -> httplib2.Http:
         if not hasattr(self._threads, "http"):
@@ -291,12 +300,12 @@ class GoogleCalendar:
         http: httplib2.Http = self._threads.http
         return http
 
-    def _retrying(self) -> tenacity.Retrying:
+    def _retrying(self, *, has_page_token: bool) -> tenacity.Retrying:
         return tenacity.Retrying(
             sleep=self._sleep,
             wait=self._wait_seconds,
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
-            retry=tenacity.retry_if_exception(_worth_another_attempt),
+            stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(ATTEMPTS_WITHIN_SECONDS),
+            retry=tenacity.retry_if_exception(lambda error: _worth_another_attempt(error, has_page_token)),
             reraise=True,
         )
 
@@ -312,12 +321,18 @@ class GoogleConnection:
     """One grant at work; satisfies `CalendarApi`."""
 
     def __init__(
-        self, service: _Service, credentials: Credentials, transport: "_CountedHttp", retrying: tenacity.Retrying
+        self,
+        service: _Service,
+        credentials: Credentials,
+        transport: "_CountedHttp",
+        retrying: Callable[..., tenacity.Retrying],
+        gate: CallGate,
     ) -> None:
         self._service = service
         self._credentials = credentials
         self._http = AuthorizedHttp(credentials, http=transport, max_refresh_attempts=1)
         self._retrying = retrying
+        self._gate = gate
 
     @property
     def access_token(self) -> CachedAccessToken | None:
@@ -357,50 +372,52 @@ class GoogleConnection:
         """See `CalendarApi.stop_channel`."""
         request = self._service.channels().stop(body={"id": str(channel_id), "resourceId": resource_id})
 
-        def attempt() -> None:
-            with _typed_errors(has_page_token=False):
-                request.execute(http=self._http, num_retries=0)  # its answer has no body
-
-        self._retrying(attempt)
+        self._retrying(has_page_token=False)(self._once, request, has_page_token=False)  # its answer has no body
 
     def _watch(self, request: _Request) -> ChannelAnswer:
-        # The channel may be open although the answer was lost, and its id is taken then: only refusals are tried again.
-        refused = self._retrying.copy(retry=tenacity.retry_if_exception(_refused_for_now))
-        body = self._execute(request, has_page_token=False, retrying=refused)
+        # No second attempt: the channel may be open although the answer was lost, and its id is taken then.
+        body = _object(self._once(request, has_page_token=False))
         resource_id = _token(body, "resourceId")
         if resource_id is None:
             raise TransientError("Google's answer names no resource")
         return ChannelAnswer(resource_id, _moment(body.get("expiration")))
 
-    def _execute(
-        self, request: _Request, *, has_page_token: bool, retrying: tenacity.BaseRetrying | None = None
-    ) -> Mapping[str, Json]:
+    def _execute(self, request: _Request, *, has_page_token: bool) -> Mapping[str, Json]:
         def attempt() -> Mapping[str, Json]:
-            with _typed_errors(has_page_token=has_page_token):
-                body = request.execute(http=self._http, num_retries=0)
-            if not isinstance(body, dict):
-                raise TransientError("Google answered something that is not a JSON object")
-            return body
+            return _object(self._once(request, has_page_token=has_page_token))
 
-        return (retrying or self._retrying)(attempt)
+        body: Mapping[str, Json] = self._retrying(has_page_token=has_page_token)(attempt)
+        return body
+
+    def _once(self, request: _Request, *, has_page_token: bool) -> object:
+        try:
+            with _typed_errors(has_page_token=has_page_token):
+                return request.execute(http=self._http, num_retries=0)
+        except RateLimitedError as error:
+            self._gate.limited(error.retry_after_seconds)
+            raise
 
 
 class _CountedHttp:
     """An `httplib2.Http` that counts its requests; AuthorizedHttp and the token refresh both go through it."""
 
-    def __init__(self, http: httplib2.Http, calls: CallCounter, *, token_path: str) -> None:
+    def __init__(self, http: httplib2.Http, calls: CallCounter, gate: CallGate, *, token_path: str) -> None:
         self._http = http
         self._calls = calls
+        self._gate = gate
         self._token_path = token_path
 
     def request(self, uri: str, method: str = "GET", **options: object) -> tuple[httplib2.Response, bytes]:
         """See `httplib2.Http.request`."""
-        outcome = "no_answer"
-        try:
-            response, content = self._http.request(uri, method=method, **options)
-            outcome = str(response.status)
-        finally:
-            self._calls[self._name(uri), outcome] += 1
+        name = self._name(uri)
+        # A token refresh is no Calendar call; it has a quota of its own, which nobody reaches.
+        with nullcontext() if name == "oauth.refresh" else self._gate.admit():
+            outcome = "no_answer"
+            try:
+                response, content = self._http.request(uri, method=method, **options)
+                outcome = str(response.status)
+            finally:
+                self._calls[name, outcome] += 1
         return response, content
 
     def _name(self, uri: str) -> str:
@@ -493,14 +510,21 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _worth_another_attempt(error: BaseException) -> bool:
-    if isinstance(error, RateLimitedError) and (error.retry_after_seconds or 0.0) > LONGEST_WAIT_SECONDS:
-        return False
+def _worth_another_attempt(error: BaseException, has_page_token: bool) -> bool:
+    """Tell whether waiting here is better than coming back later.
+
+    Who is told to slow down leaves: a worker that slept through it would take its time from other tenants. Only
+    within a listing, of which everything read so far would have to be read again, it waits.
+    """
+    if isinstance(error, RateLimitedError):
+        return has_page_token and (error.retry_after_seconds or 0.0) <= LONGEST_WAIT_SECONDS
     return isinstance(error, SyncError) and error.retried_at_once
 
 
-def _refused_for_now(error: BaseException) -> bool:
-    return isinstance(error, RateLimitedError) and _worth_another_attempt(error)
+def _object(body: object) -> Mapping[str, Json]:
+    if not isinstance(body, dict):
+        raise TransientError("Google answered something that is not a JSON object")
+    return body
 
 
 def _channel(request: ChannelRequest) -> dict[str, object]:

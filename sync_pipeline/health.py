@@ -20,6 +20,8 @@ Health = Literal["new", "healthy", "degraded", "needs_human"]
 
 # Kinds of sync_pipeline.errors that waiting does not cure.
 HUMAN_KINDS = ["reauth_required", "access_denied", "bad_request"]
+FAILING_TOO_LONG = 10
+"""Failures of one calendar in a row, with the waits between them half a day, after which somebody should look."""
 REPORTS_PER_RUN = 5000
 
 
@@ -42,7 +44,7 @@ class WorkspaceReport:
         return self.health == "needs_human" and self.reported_health != "needs_human"
 
 
-def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health:
+def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health | None:
     """Judge a workspace after it was served and note what changed.
 
     Args:
@@ -52,7 +54,7 @@ def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health
 
     Returns:
         `needs_human` when a connection or a calendar is stuck until somebody acts, `degraded` while something fails
-        that may pass, else `healthy`.
+        that may pass, else `healthy`; None when the SaaS deleted the workspace meanwhile.
     """
     row = connection.execute(
         """
@@ -65,7 +67,8 @@ def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health
                           WHERE g.id = s.connection_id AND g.tenant_id = s.tenant_id
                             AND g.workspace_id = s.workspace_id AND g.status = 'active')
             UNION ALL
-            SELECT CASE WHEN breaker_until > now() THEN 'breaker_open' ELSE last_error END, false
+            SELECT CASE WHEN breaker_until > now() THEN 'breaker_open'
+                        WHEN consecutive_failures >= %(too_long)s THEN 'failing_too_long' ELSE last_error END, false
             FROM sync.calendar_state
             WHERE tenant_id = %(tenant)s AND workspace_id = %(workspace)s AND deleted_at IS NULL
               AND (last_error IS NOT NULL OR breaker_until > now())
@@ -78,6 +81,7 @@ def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health
         INSERT INTO sync.workspace_state AS mine
             (tenant_id, workspace_id, health, health_reason, unreported_upserts, unreported_deletes)
         SELECT %(tenant)s, %(workspace)s, health, reason, %(upserts)s, %(deletes)s FROM judged
+        WHERE EXISTS (SELECT FROM public.workspaces w WHERE (w.tenant_id, w.id) = (%(tenant)s, %(workspace)s))
         ON CONFLICT (tenant_id, workspace_id) DO UPDATE
         SET health = excluded.health, health_reason = excluded.health_reason,
             health_since = CASE WHEN mine.health = excluded.health THEN mine.health_since ELSE now() END,
@@ -88,14 +92,13 @@ def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health
         {
             "tenant": workspace.tenant_id,
             "workspace": workspace.workspace_id,
-            "human": [*HUMAN_KINDS, "breaker_open"],
+            "human": [*HUMAN_KINDS, "breaker_open", "failing_too_long"],
+            "too_long": FAILING_TOO_LONG,
             "upserts": tally.events_upserted,
             "deletes": tally.events_deleted,
         },
     ).fetchone()
-    if row is None:
-        raise AssertionError("an upsert without a condition returns its row")
-    health: Health = row[0]
+    health: Health | None = row[0] if row else None
     return health
 
 

@@ -3,11 +3,13 @@
 Belongs here: claiming due workspaces fairly, leases with epochs (fencing), giving leases back.
 Does not: what is done under a lease.
 
-A worker takes the tenant's advisory lock, then the due rows with SKIP LOCKED, and raises their epoch. Every later
-write repeats the epoch in its WHERE clause, so a worker that was paused past its lease changes nothing. Any number
-of runs on any number of machines share the work this way, without a broker. All times are the database's.
+A run reads once what is due (`find_due`), tenants in turn, and takes it bit by bit: the tenant's advisory lock, then
+the due rows with SKIP LOCKED, with their epoch raised. Every later write repeats the epoch in its WHERE clause, so a
+worker that was paused past its lease changes nothing. Any number of runs on any number of machines share the work this
+way, without a broker. All times are the database's.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,8 +22,9 @@ from scaling.databases import Connection
 from sync_pipeline.errors import LeaseLostError, SyncError
 from sync_pipeline.workspaces import Workspace
 
-LEASE_SECONDS = 300
-"""Longer than one page can take (4 attempts of 30 s and the waits between); every page renews it."""
+LEASE_SECONDS = 90
+"""A dead worker's calendars are taken over after this long. Longer than one request with its attempts (60 s); every
+page renews the lease, and the run's heartbeat renews all of its leases."""
 
 # The SaaS has the connection switched on, its user has not switched Google off, and Google has not refused it.
 USABLE = sql.SQL("""s.status = 'active' AND (s.parked_until IS NULL OR s.parked_until <= now()) AND EXISTS (
@@ -38,20 +41,39 @@ LIST_DUE = sql.SQL("""s.list_due_at <= %(since)s
     AND (s.lease_until IS NULL OR s.lease_until < now()) AND {usable}""").format(usable=USABLE)
 CHOSEN = sql.SQL("""(s.tenant_id, s.workspace_id) IN (
     SELECT * FROM unnest(%(tenants)s::uuid[], %(workspaces)s::uuid[]))""")
-DUE_WORKSPACES = sql.SQL("""
-    SELECT s.tenant_id, s.workspace_id
-    FROM sync.calendar_state c JOIN sync.connection_state s USING (tenant_id, workspace_id, connection_id)
-    WHERE {calendar_due}
-    UNION
-    SELECT s.tenant_id, s.workspace_id FROM sync.connection_state s WHERE {list_due}""").format(
-    calendar_due=CALENDAR_DUE, list_due=LIST_DUE
-)
+OF_LIST = sql.SQL("calendar_id IS NULL")
+OF_CALENDAR = sql.SQL("calendar_id = t.calendar_id")
+ITS_CHANNELS = sql.SQL("""FROM sync.channels h
+    WHERE (h.tenant_id, h.workspace_id, h.connection_id) = (t.tenant_id, t.workspace_id, t.connection_id) AND h.{what}""")
+# A calendar with an open channel is polled for safety only.
+WATCHED = sql.SQL("EXISTS (SELECT {channels} AND h.state = 'open' AND h.expires_at > now())")
+# With push on: no channel of the present address will be in force for long enough. With push off: there is one to stop.
+WANTS_CHANNEL = sql.SQL("""CASE WHEN %(push)s
+    THEN NOT EXISTS (SELECT {channels} AND h.state = 'open' AND substr(uuid_send(h.channel_id), 1, 4) = %(tag)s
+        AND h.expires_at > now() + least(make_interval(secs => %(renew_before)s), (h.expires_at - h.created_at) / 2))
+    ELSE EXISTS (SELECT {channels}) END""")
 
 
 def _sql(text: LiteralString) -> sql.Composed:
     return sql.SQL(text).format(
-        due_workspaces=DUE_WORKSPACES, calendar_due=CALENDAR_DUE, list_due=LIST_DUE, chosen=CHOSEN
+        calendar_due=CALENDAR_DUE,
+        list_due=LIST_DUE,
+        chosen=CHOSEN,
+        list_watched=WATCHED.format(channels=ITS_CHANNELS.format(what=OF_LIST)),
+        list_wants_channel=WANTS_CHANNEL.format(channels=ITS_CHANNELS.format(what=OF_LIST)),
+        calendar_watched=WATCHED.format(channels=ITS_CHANNELS.format(what=OF_CALENDAR)),
+        calendar_wants_channel=WANTS_CHANNEL.format(channels=ITS_CHANNELS.format(what=OF_CALENDAR)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PushTerms:
+    """What makes a push channel good enough to be left alone."""
+
+    address_tag: bytes
+    """Begins the ids of channels to the present address; empty when push is off."""
+    renew_before_seconds: float
+    """With less time left, or with less than half of its life, it is renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,15 @@ class CalendarLease:
     token_fingerprint: bytes | None = field(repr=False)
     live_generation: int
     consecutive_failures: int
+    access_role: str | None = None
+    change_count: float = 0.0
+    observed_days: float = 0.0
+    seconds_since_sync: float | None = None
+    """Since the last good sync; None before the first."""
+    is_watched: bool = False
+    """Google sends notifications for it: a channel is in force."""
+    wants_channel: bool = False
+    """A channel should be opened, renewed or, with push off, stopped before the calendar is read."""
 
     @property
     def key(self) -> dict[str, object]:
@@ -86,6 +117,8 @@ class ListLease:
     connection_id: UUID
     epoch: int
     consecutive_failures: int
+    is_watched: bool
+    wants_channel: bool
 
     @property
     def key(self) -> dict[str, object]:
@@ -105,63 +138,124 @@ class Claim:
     workspace: Workspace
     lists: tuple[ListLease, ...]
     calendars: tuple[CalendarLease, ...]
+    is_healthy: bool
+    """As judged after its last visit."""
 
 
-def count_due(connection: Connection, *, since: datetime) -> int:
-    """Count the workspaces with anything due."""
-    row = connection.execute(_sql("SELECT count(*) FROM ({due_workspaces}) AS due"), {"since": since}).fetchone()
-    return int(row[0]) if row else 0
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of trying to take workspaces."""
+
+    claims: tuple[Claim, ...]
+    busy: tuple[Workspace, ...]
+    """Not tried: another run is taking from the tenant right now, or the tenant's share is in work already."""
 
 
-def claim(connection: Connection, *, owner: str, since: datetime, limit: int) -> tuple[Claim, ...] | None:
-    """Take the next due workspaces: least recently served tenant first, tenants in turn.
+def find_due(connection: Connection, *, since: datetime) -> list[Workspace]:
+    """Read which workspaces have anything due.
+
+    Args:
+        connection: within a transaction.
+        since: the run's start by the database's clock; what was due then and not taken since is due.
+
+    Returns:
+        Least recently served tenant first, and within a tenant the least recently served workspace.
+    """
+    rows = connection.execute(
+        _sql("""
+        WITH due AS (
+            SELECT s.tenant_id, s.workspace_id
+            FROM sync.calendar_state c JOIN sync.connection_state s USING (tenant_id, workspace_id, connection_id)
+            WHERE {calendar_due}
+            UNION
+            SELECT s.tenant_id, s.workspace_id FROM sync.connection_state s WHERE {list_due}
+        ), served AS (
+            SELECT tenant_id, max(last_served_at) AS at FROM sync.workspace_state
+            WHERE tenant_id IN (SELECT tenant_id FROM due) GROUP BY tenant_id
+        )
+        SELECT due.tenant_id, due.workspace_id
+        FROM due LEFT JOIN served USING (tenant_id) LEFT JOIN sync.workspace_state w USING (tenant_id, workspace_id)
+        ORDER BY served.at NULLS FIRST, due.tenant_id, w.last_served_at NULLS FIRST, due.workspace_id
+        """),
+        {"since": since},
+    ).fetchall()
+    return [Workspace(*row) for row in rows]
+
+
+def claim(
+    connection: Connection,
+    workspaces: Sequence[Workspace],
+    *,
+    owner: str,
+    since: datetime,
+    tenant_limit: int,
+    push: PushTerms,
+) -> Taken:
+    """Take due workspaces, of each tenant only as many as may be in work at a time in all runs together.
 
     Args:
         connection: within a transaction of its own.
+        workspaces: that were found due, in the order wanted.
         owner: names the run.
-        since: the run's start by the database's clock; what was due then and not taken since is due.
-        limit: how many workspaces at most.
+        since: see `find_due`.
+        tenant_limit: workspaces of one tenant that may be in work, whoever works on them.
+        push: see `take`.
 
     Returns:
-        The claims; empty when all that is due is being taken by others right now; None when nothing is due.
+        The claims. Workspaces that are neither claimed nor busy have nothing due any more.
     """
-    candidates = connection.execute(
-        _sql("""
-        WITH due AS ({due_workspaces}),
-        served AS (SELECT tenant_id, max(last_served_at) AS at FROM sync.workspace_state GROUP BY tenant_id)
-        SELECT due.tenant_id, due.workspace_id
-        FROM due LEFT JOIN served USING (tenant_id) LEFT JOIN sync.workspace_state w USING (tenant_id, workspace_id)
-        ORDER BY row_number() OVER (PARTITION BY due.tenant_id ORDER BY w.last_served_at NULLS FIRST),
-            served.at NULLS FIRST, due.tenant_id
-        LIMIT %(limit)s
-        """),
-        {"since": since, "limit": limit},
-    ).fetchall()
-    if not candidates:
-        return None
+    tenants = sorted({workspace.tenant_id for workspace in workspaces})
     # Its own statement: the rows below must be read in a snapshot younger than the lock.
     locked = connection.execute(
         "SELECT tenant FROM unnest(%s::uuid[]) AS tenant "
         "WHERE pg_try_advisory_xact_lock(hashtextextended('sync/' || tenant, 0))",
-        [sorted({tenant for tenant, _ in candidates})],
+        [tenants],
     ).fetchall()
-    mine = {tenant for (tenant,) in locked}
-    return take(
-        connection,
-        [Workspace(tenant, workspace) for tenant, workspace in candidates if tenant in mine],
-        owner=owner,
-        since=since,
-    )
+    elsewhere = connection.execute(
+        """
+        SELECT tenant_id, count(DISTINCT workspace_id) FROM (
+            SELECT tenant_id, workspace_id FROM sync.calendar_state
+            WHERE lease_owner IS NOT NULL AND lease_owner <> %(owner)s AND lease_until >= now()
+            UNION ALL
+            SELECT tenant_id, workspace_id FROM sync.connection_state
+            WHERE lease_owner IS NOT NULL AND lease_owner <> %(owner)s AND lease_until >= now()
+        ) AS leased
+        WHERE tenant_id = ANY(%(tenants)s) GROUP BY tenant_id
+        """,
+        {"owner": owner, "tenants": tenants},
+    ).fetchall()
+    room = dict.fromkeys((tenant for (tenant,) in locked), tenant_limit)
+    for tenant, in_work in elsewhere:
+        if tenant in room:
+            room[tenant] -= in_work
+    mine: list[Workspace] = []
+    busy: list[Workspace] = []
+    for workspace in workspaces:
+        if room.get(workspace.tenant_id, 0) > 0:
+            room[workspace.tenant_id] -= 1
+            mine.append(workspace)
+        else:
+            busy.append(workspace)
+    claims = take(connection, mine, owner=owner, since=since, push=push) if mine else ()
+    return Taken(claims, tuple(busy))
 
 
-def take(connection: Connection, workspaces: Sequence[Workspace], *, owner: str, since: datetime) -> tuple[Claim, ...]:
+def take(
+    connection: Connection,
+    workspaces: Sequence[Workspace],
+    *,
+    owner: str,
+    since: datetime,
+    push: PushTerms,
+) -> tuple[Claim, ...]:
     """Lease whatever is due in these workspaces and not leased by others.
 
     Args:
         connection: within a transaction.
         workspaces: in the order wanted.
         owner: names the run.
-        since: see `claim`.
+        since: see `find_due`.
+        push: which channels are good enough.
 
     Returns:
         One claim per workspace in which there was something to lease.
@@ -172,15 +266,19 @@ def take(connection: Connection, workspaces: Sequence[Workspace], *, owner: str,
         "since": since,
         "owner": owner,
         "seconds": LEASE_SECONDS,
+        "push": bool(push.address_tag),
+        "tag": push.address_tag,
+        "renew_before": push.renew_before_seconds,
     }
     lists = connection.execute(
         _sql("""
         UPDATE sync.connection_state t
-        SET lease_epoch = t.lease_epoch + 1, lease_until = now() + make_interval(secs => %(seconds)s),
-            list_started_at = now()
+        SET lease_epoch = t.lease_epoch + 1, lease_owner = %(owner)s,
+            lease_until = now() + make_interval(secs => %(seconds)s), list_started_at = now()
         FROM (SELECT s.* FROM sync.connection_state s WHERE {list_due} AND {chosen} FOR UPDATE OF s SKIP LOCKED) s
         WHERE t.tenant_id = s.tenant_id AND t.workspace_id = s.workspace_id AND t.connection_id = s.connection_id
-        RETURNING t.tenant_id, t.workspace_id, t.connection_id, t.lease_epoch, t.consecutive_failures
+        RETURNING t.tenant_id, t.workspace_id, t.connection_id, t.lease_epoch, t.consecutive_failures,
+            {list_watched}, {list_wants_channel} AND coalesce(t.list_watch_retry_at <= now(), true)
         """),
         chosen,
     ).fetchall()
@@ -197,23 +295,37 @@ def take(connection: Connection, workspaces: Sequence[Workspace], *, owner: str,
         ) c
         WHERE t.tenant_id = c.tenant_id AND t.workspace_id = c.workspace_id AND t.calendar_id = c.calendar_id
         RETURNING t.tenant_id, t.workspace_id, t.calendar_id, t.connection_id, t.lease_epoch, t.sync_token,
-            t.token_fingerprint, t.live_generation, t.consecutive_failures
+            t.token_fingerprint, t.live_generation, t.consecutive_failures, t.access_role, t.change_count,
+            t.observed_days, extract(epoch FROM now() - t.last_succeeded_at)::float8, {calendar_watched},
+            t.sync_token IS NOT NULL AND t.push_unsupported_at IS NULL AND {calendar_wants_channel}
+                AND coalesce(t.watch_retry_at <= now(), true)
         """),
         chosen,
     ).fetchall()
-    claims = [
-        Claim(
-            workspace,
-            tuple(ListLease(workspace, *rest) for tenant, of, *rest in lists if Workspace(tenant, of) == workspace),
-            tuple(
-                CalendarLease(workspace, *rest) for tenant, of, *rest in calendars if Workspace(tenant, of) == workspace
-            ),
+    list_leases: dict[Workspace, list[ListLease]] = defaultdict(list)
+    for tenant, of, *rest in lists:
+        list_leases[Workspace(tenant, of)].append(ListLease(Workspace(tenant, of), *rest))
+    calendar_leases: dict[Workspace, list[CalendarLease]] = defaultdict(list)
+    for tenant, of, *rest in calendars:
+        calendar_leases[Workspace(tenant, of)].append(CalendarLease(Workspace(tenant, of), *rest))
+    served = [one for one in workspaces if one in list_leases or one in calendar_leases]
+    healthy = _serve(connection, served)
+    return tuple(
+        Claim(one, tuple(list_leases.get(one, ())), tuple(calendar_leases.get(one, ())), one in healthy)
+        for one in served
+    )
+
+
+def renew_all(connection: Connection, *, owner: str) -> None:
+    """Renew every lease a run still holds; one that has ended stays ended."""
+    for table in ("calendar_state", "connection_state"):
+        connection.execute(
+            sql.SQL("""
+            UPDATE sync.{} SET lease_until = now() + make_interval(secs => %(seconds)s)
+            WHERE lease_owner = %(owner)s AND lease_until >= now()
+            """).format(sql.Identifier(table)),
+            {"owner": owner, "seconds": LEASE_SECONDS},
         )
-        for workspace in workspaces
-    ]
-    taken = tuple(claim for claim in claims if claim.lists or claim.calendars)
-    _serve(connection, [claim.workspace for claim in taken])
-    return taken
 
 
 def hold(connection: Connection, lease: CalendarLease) -> None:
@@ -269,7 +381,7 @@ def record_failure(connection: Connection, lease: CalendarLease, error: SyncErro
 
 
 def make_due(connection: Connection, workspaces: Sequence[Workspace], *, full_resync: bool) -> None:
-    """Make everything in these workspaces due at once, whatever was planned.
+    """Make everything in these workspaces due at once, whatever was planned, tries of opening a channel included.
 
     Args:
         connection: within a transaction.
@@ -281,11 +393,15 @@ def make_due(connection: Connection, workspaces: Sequence[Workspace], *, full_re
         "workspaces": [workspace.workspace_id for workspace in workspaces],
         "full": full_resync,
     }
-    connection.execute(_sql("UPDATE sync.connection_state s SET list_due_at = 'epoch' WHERE {chosen}"), chosen)
+    connection.execute(
+        _sql("UPDATE sync.connection_state s SET list_due_at = 'epoch', list_watch_retry_at = NULL WHERE {chosen}"),
+        chosen,
+    )
     connection.execute(
         _sql("""
         UPDATE sync.calendar_state s
-        SET due_at = 'epoch', token_fingerprint = CASE WHEN %(full)s THEN NULL ELSE s.token_fingerprint END
+        SET due_at = 'epoch', watch_retry_at = NULL,
+            token_fingerprint = CASE WHEN %(full)s THEN NULL ELSE s.token_fingerprint END
         WHERE {chosen}
         """),
         chosen,
@@ -308,12 +424,15 @@ def leased_by_others(connection: Connection, workspaces: Sequence[Workspace], *,
     return int(row[0]) if row else 0
 
 
-def _serve(connection: Connection, workspaces: Sequence[Workspace]) -> None:
-    connection.execute(
+def _serve(connection: Connection, workspaces: Sequence[Workspace]) -> set[Workspace]:
+    """Note that it was their turn; return those that were healthy after their last visit."""
+    rows = connection.execute(
         """
         INSERT INTO sync.workspace_state (tenant_id, workspace_id, last_served_at)
-        SELECT *, now() FROM unnest(%s::uuid[], %s::uuid[])
+        SELECT *, now() FROM unnest(%s::uuid[], %s::uuid[]) ORDER BY 1, 2
         ON CONFLICT (tenant_id, workspace_id) DO UPDATE SET last_served_at = excluded.last_served_at
+        RETURNING tenant_id, workspace_id, health
         """,
         [[one.tenant_id for one in workspaces], [one.workspace_id for one in workspaces]],
-    )
+    ).fetchall()
+    return {Workspace(tenant, workspace) for tenant, workspace, health in rows if health == "healthy"}

@@ -18,7 +18,12 @@ def start(connection: Connection, *, run_id: str, shard: int, of: int, workspace
     """Open the entry of a run; a retried run starts its entry again."""
     connection.execute(
         """
-        INSERT INTO sync.runs (run_id, shard, of, workspaces_due) VALUES (%s, %s, %s, %s)
+        INSERT INTO sync.runs
+            (run_id, shard, of, workspaces_due, started_at, heartbeat_at, calendars_live, calendars_watched)
+        SELECT %s, %s, %s, %s, now(), now(),
+            (SELECT count(*) FROM sync.calendar_state WHERE deleted_at IS NULL),
+            (SELECT count(DISTINCT (tenant_id, workspace_id, calendar_id)) FROM sync.channels
+             WHERE calendar_id IS NOT NULL AND state = 'open' AND expires_at > now())
         ON CONFLICT (run_id) DO UPDATE
         SET started_at = now(), heartbeat_at = now(), finished_at = NULL, workspaces_due = excluded.workspaces_due
         """,
@@ -50,6 +55,8 @@ def finish(connection: Connection, run_id: str, numbers: Mapping[str, int | floa
 
 def count_calls(connection: Connection, tenant_id: UUID, calls: CallCounter) -> None:
     """Add requests to a tenant's counters of today."""
+    if not calls:
+        return
     with connection.cursor() as cursor:
         cursor.executemany(
             """
@@ -58,6 +65,24 @@ def count_calls(connection: Connection, tenant_id: UUID, calls: CallCounter) -> 
             ON CONFLICT (tenant_id, day, method, outcome) DO UPDATE SET calls = mine.calls + excluded.calls
             """,
             [(tenant_id, method, outcome, count) for (method, outcome), count in sorted(calls.items())],
+        )
+
+
+def count_freshness(connection: Connection, freshness: Mapping[int, int]) -> None:
+    """Add changes that became visible to today's histogram.
+
+    Args:
+        connection: within a transaction.
+        freshness: upper bound of their age in seconds to how many.
+    """
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            """
+            INSERT INTO sync.freshness AS mine (day, le_seconds, changes)
+            VALUES ((now() AT TIME ZONE 'UTC')::date, %s, %s)
+            ON CONFLICT (day, le_seconds) DO UPDATE SET changes = mine.changes + excluded.changes
+            """,
+            sorted(freshness.items()),
         )
 
 

@@ -4,6 +4,7 @@ Belongs here: wiring; the only place that knows the real clock, sleep and random
 Does not: any work.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,11 @@ from scaling import settings
 from scaling.databases import DatabaseRouter
 from scaling.settings import DatabaseSettings, SyncSettings
 from sync_pipeline.cadence import Cadence
+from sync_pipeline.channels import ChannelKeeper
 from sync_pipeline.google_calendar import GoogleCalendar
 from sync_pipeline.grants import GrantCipher
+from sync_pipeline.leases import PushTerms
+from sync_pipeline.quota import CallQuota, QuotaLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,18 @@ class Services:
     cadence: Cadence
     parallelism: int
     time_budget_seconds: float
+    tenant_parallelism: int = 4
+    quota: CallQuota | None = None
+    """None: calls are not counted against any quota."""
+    keeper: ChannelKeeper | None = None
+    """None: no push, every calendar is polled."""
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def push_terms(self) -> PushTerms:
+        """Which push channels are good enough to be left alone."""
+        return self.keeper.terms if self.keeper else PushTerms(b"", 0.0)
 
 
 @contextmanager
@@ -46,7 +60,16 @@ def open_services(*, rng: Random | None = None, sleep: Callable[[float], None] =
     database = settings.load(DatabaseSettings)
     sync = settings.load(SyncSettings)
     rng = rng or SystemRandom()
-    with DatabaseRouter.from_settings(database, application_name="sync_pipeline") as router:
+    with (
+        DatabaseRouter.from_settings(database, application_name="sync_pipeline") as router,
+        CallQuota(
+            router.shards()[0],
+            limits=QuotaLimits.from_settings(sync),
+            max_in_flight=sync.sync_parallelism,
+            clock=time.monotonic,
+            sleep=sleep,
+        ) as quota,
+    ):
         yield Services(
             router=router,
             google=GoogleCalendar(
@@ -58,8 +81,20 @@ def open_services(*, rng: Random | None = None, sleep: Callable[[float], None] =
                 rng=rng,
             ),
             cipher=GrantCipher([key.get_secret_value() for key in sync.grant_encryption_keys]),
-            cadence=Cadence(sync.sync_poll_interval_seconds, sync.sync_calendar_list_interval_seconds, rng),
+            cadence=Cadence(
+                poll_seconds=sync.sync_poll_interval_seconds,
+                list_seconds=sync.sync_calendar_list_interval_seconds,
+                rng=rng,
+                ceiling_seconds=sync.sync_poll_ceiling_seconds,
+                freshness_seconds=sync.sync_freshness_target_seconds,
+                safety_seconds=sync.sync_safety_poll_seconds,
+            ),
             parallelism=sync.sync_parallelism,
             time_budget_seconds=sync.sync_time_budget_seconds,
+            tenant_parallelism=sync.sync_tenant_parallelism,
+            quota=quota,
+            keeper=ChannelKeeper(
+                sync.sync_webhook_url, new_token=lambda: secrets.token_urlsafe(32), random_bytes=secrets.token_bytes
+            ),
             sleep=sleep,
         )

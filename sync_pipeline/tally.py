@@ -1,5 +1,6 @@
 """What was done, counted."""
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -7,6 +8,8 @@ from sync_pipeline.event_store import Changes
 from sync_pipeline.google_calendar import CallCounter
 
 TOKEN_REFRESH = "oauth.refresh"  # noqa: S105  # a method's name
+AGES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 2**31 - 1)
+""""At most this many seconds old": the buckets of `sync.freshness`."""
 
 
 @dataclass(slots=True)
@@ -24,6 +27,13 @@ class Tally:
     events_deleted: int = 0
     quarantined: int = 0
     calls: CallCounter = field(default_factory=Counter)
+    freshness: Counter[int] = field(default_factory=Counter)
+    """Upper bound of a change's age in seconds, one of `AGES`, to changes."""
+
+    @property
+    def changed(self) -> bool:
+        """Readers see anything else than before."""
+        return bool(self.events_upserted or self.events_deleted or self.quarantined)
 
     @property
     def api_calls(self) -> int:
@@ -35,12 +45,14 @@ class Tally:
         self.events_upserted += changes.upserted
         self.events_deleted += changes.deleted
         self.quarantined += changes.quarantined
+        self.freshness.update(AGES[bisect_left(AGES, age)] for age in changes.ages)
 
     def merge(self, other: "Tally") -> None:
         """Add the counters of another tally."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.calls.update(other.calls)
+        self.freshness.update(other.freshness)
 
     def numbers(self) -> dict[str, int]:
         """The counters by name, `api_calls` among them."""

@@ -4,27 +4,42 @@ Belongs here: the pool, the time budget, the totals; the scheduled tick and the 
 Does not: the work on one workspace, or anything of Dagster.
 """
 
+import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from types import TracebackType
+from typing import Self
 
-from scaling.databases import Shard
+import psycopg
+
+from scaling.databases import Connection, Shard
+from scaling.errors import UserError
 from sync_pipeline import connections, leases, runs
-from sync_pipeline.leases import Claim
+from sync_pipeline.cadence import FleetRates, read_fleet
+from sync_pipeline.errors import DailyBudgetError
+from sync_pipeline.quota import reserve_users
+from sync_pipeline.rotation import Rotation
 from sync_pipeline.services import Services
 from sync_pipeline.tally import Tally
-from sync_pipeline.workspace_sync import WorkspaceResult, serve
+from sync_pipeline.workspace_sync import Assignment, WorkspaceResult, serve
 from sync_pipeline.workspaces import Workspace
+
+log = logging.getLogger("sync_pipeline")
 
 BUSY_WAIT_SECONDS = 0.05
 BUSY_ATTEMPTS = 40
 """Others are claiming right now; claims take milliseconds, so after two seconds the work is theirs."""
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 20.0
+"""A lease lasts 90 s, so that three heartbeats in a row may fail."""
+WATCH_STEP_SECONDS = 1.0
 WAIT_FOR_OTHERS_SECONDS = 60.0
 WAIT_FOR_OTHERS_STEP_SECONDS = 0.5
+DURATIONS_REMEMBERED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,7 @@ class TickResult:
     results: tuple[WorkspaceResult, ...]
     tally: Tally
     duration_seconds: float
+    waited_seconds: float = 0.0
 
     @property
     def failed(self) -> tuple[WorkspaceResult, ...]:
@@ -60,10 +76,11 @@ class TickResult:
             "workspaces_failed": len(self.failed),
             "p95_seconds": round(self.p95_seconds, 4),
             "duration_seconds": round(self.duration_seconds, 4),
+            "waited_seconds": round(self.waited_seconds, 4),
         }
 
 
-def run_tick(services: Services, *, run_id: str, shard: int = 0, of: int = 1) -> TickResult:
+def run_tick(services: Services, *, run_id: str, shard: int = 0, of: int = 1, watch_seconds: float = 0.0) -> TickResult:
     """Sync what is due until nothing is, or the time budget is used up.
 
     Several ticks may run at once anywhere; leases keep them apart. So `shard` and `of` only name the run.
@@ -73,31 +90,39 @@ def run_tick(services: Services, *, run_id: str, shard: int = 0, of: int = 1) ->
         run_id: names the run in `sync.runs` and in leases.
         shard: which of the runs of this moment.
         of: how many there are.
+        watch_seconds: until this long after its start, the run also takes what becomes due meanwhile. With push, a
+            change is read within seconds this way although ticks come minutes apart.
 
     Returns:
-        The totals and every workspace's result.
+        The totals and every workspace's result; the duration is that of the work, without the watch.
 
     Raises:
         UserError: the database cannot be reached.
     """
     started = services.clock()
-    sources = []
-    due = 0
     for database in services.router.shards():
         with database.transaction() as connection:
             connections.register(connection)
-        with database.transaction() as connection:
-            since = runs.now(connection)
-            due += leases.count_due(connection, since=since)
-        sources.append(_Source(database, since))
+    services = _tuned(services)
     book = services.router.shards()[0]
+    due = _find_due(services)
     with book.transaction() as connection:
-        runs.start(connection, run_id=run_id, shard=shard, of=of, workspaces_due=due)
-    pool = _Pool(services, run_id=run_id, deadline=started + services.time_budget_seconds, book=book)
-    results = pool.drain(sources)
-    result = _result(due, results, services.clock() - started)
+        runs.start(connection, run_id=run_id, shard=shard, of=of, workspaces_due=len(due))
+    waited_before = services.quota.waited_seconds if services.quota else 0.0
+    with _Pool(services, run_id=run_id, deadline=started + services.time_budget_seconds, book=book) as pool:
+        pool.drain(due)
+        worked = services.clock() - started
+        found = len(due)
+        while services.clock() + WATCH_STEP_SECONDS < started + watch_seconds and not pool.halted:
+            services.sleep(WATCH_STEP_SECONDS)
+            due = _find_due(services)
+            pool.drain(due)
+            found += len(due)
+    waited = services.quota.waited_seconds - waited_before if services.quota else 0.0
+    result = _result(found, pool.results, worked, waited)
     with book.transaction() as connection:
         runs.finish(connection, run_id, result.numbers())
+        runs.count_freshness(connection, result.tally.freshness)
     return result
 
 
@@ -121,28 +146,32 @@ def sync_now(
         UserError: the database cannot be reached.
     """
     started = services.clock()
-    results: list[WorkspaceResult] = []
+    chosen: dict[Workspace, _Source] = {}
     for database in services.router.shards():
         with database.transaction() as connection:
             connections.register(connection)
             connections.give_another_chance(connection, workspaces)
             leases.make_due(connection, workspaces, full_resync=full_resync)
         with database.transaction() as connection:
-            since = runs.now(connection)
+            source = _Source(database, runs.now(connection))
+            # With several databases each knows its own workspaces only.
+            chosen.update(dict.fromkeys(connections.known(connection, workspaces), source))
+    book = services.router.shards()[0]
+    with _Pool(_tuned(services), run_id=run_id, deadline=math.inf, book=book) as pool:
         patience = services.clock() + WAIT_FOR_OTHERS_SECONDS
         while True:
-            with database.transaction() as connection:
-                claims = leases.take(connection, workspaces, owner=run_id, since=since)
-                others = leases.leased_by_others(connection, workspaces, owner=run_id)
-            with ThreadPoolExecutor(services.parallelism) as threads:
-                results += threads.map(
-                    lambda claim, since=since: serve(services, claim, owner=run_id, since=since, deadline=math.inf),
-                    claims,
-                )
-            if not others or services.clock() > patience:
+            busy = pool.drain(chosen)
+            others = 0
+            for database in services.router.shards():
+                with database.transaction() as connection:
+                    others += leases.leased_by_others(connection, workspaces, owner=run_id)
+            if not (busy or others) or services.clock() > patience:
                 break
             services.sleep(WAIT_FOR_OTHERS_STEP_SECONDS)
-    return _result(len(workspaces), results, services.clock() - started)
+    result = _result(len(workspaces), pool.results, services.clock() - started, 0.0)
+    with book.transaction() as connection:
+        runs.count_freshness(connection, result.tally.freshness)
+    return result
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
@@ -151,85 +180,175 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)] if ordered else 0.0
 
 
-def _result(due: int, results: Sequence[WorkspaceResult], seconds: float) -> TickResult:
+def _result(due: int, results: Sequence[WorkspaceResult], seconds: float, waited: float) -> TickResult:
     tally = Tally()
     for result in results:
         tally.merge(result.tally)
-    return TickResult(due, tuple(results), tally, seconds)
+    return TickResult(due, tuple(results), tally, seconds, waited)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
+    """Where a workspace's rows are, and what "due" means there: at this moment of that database's clock."""
+
     shard: Shard
     since: datetime
 
 
+def _tuned(services: Services) -> Services:
+    """Tune the cadence to how often the calendars change now."""
+    fleets = []
+    for database in services.router.shards():
+        with database.transaction() as connection:
+            fleets.append(read_fleet(connection))
+    return replace(services, cadence=services.cadence.for_fleet(FleetRates.together(fleets)))
+
+
+def _find_due(services: Services) -> "dict[Workspace, _Source]":
+    due: dict[Workspace, _Source] = {}
+    for database in services.router.shards():
+        with database.transaction() as connection:
+            source = _Source(database, runs.now(connection))
+            due.update(dict.fromkeys(leases.find_due(connection, since=source.since), source))
+    return due
+
+
 class _Pool:
-    """Threads that each take the next workspace as soon as they are free."""
+    """Threads that each take the next workspace as soon as they are free, and a heartbeat for their leases."""
 
     def __init__(self, services: Services, *, run_id: str, deadline: float, book: Shard) -> None:
         self._services = services
         self._run_id = run_id
         self._deadline = deadline
         self._book = book
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[Claim, datetime]] = []
-        self._results: list[WorkspaceResult] = []
-        self._heartbeat_at = services.clock()
+        self._condition = threading.Condition()
+        self._ready: deque[tuple[Assignment, _Source]] = deque()
+        self._rotation = Rotation((), tenant_limit=services.tenant_parallelism)
+        self._due: Mapping[Workspace, _Source] = {}
+        self._refused: Counter[Workspace] = Counter()
+        self._durations: deque[float] = deque(maxlen=DURATIONS_REMEMBERED)
+        self._threads = ThreadPoolExecutor(services.parallelism, thread_name_prefix="sync")
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="sync-heartbeat", daemon=True)
+        self.results: list[WorkspaceResult] = []
+        self.halted = False
+        """The daily budget of calls is used up: nothing more can be done today."""
 
-    def drain(self, sources: Sequence[_Source]) -> list[WorkspaceResult]:
-        """Serve workspaces until none is due or the time is up; every one taken has a result."""
-        left = list(sources)
+    def __enter__(self) -> Self:
+        self._heart.start()
+        return self
 
-        def work() -> None:
-            while (taken := self._next(left)) is not None:
-                claim, since = taken
-                result = serve(self._services, claim, owner=self._run_id, since=since, deadline=self._deadline)
-                with self._lock:
-                    self._results.append(result)
-                self._beat()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._threads.shutdown()
+        self._heart.join()
 
-        with ThreadPoolExecutor(self._services.parallelism, thread_name_prefix="sync") as threads:
-            for worker in [threads.submit(work) for _ in range(self._services.parallelism)]:
-                worker.result()
-        return self._results
+    def drain(self, due: Mapping[Workspace, _Source]) -> list[Workspace]:
+        """Serve workspaces until none is left or the time is up; every one taken has a result.
 
-    def _next(self, left: list[_Source]) -> tuple[Claim, datetime] | None:
-        """Take the next workspace; claims are made for all threads at once, because finding what is due costs more."""
-        with self._lock:
-            if self._waiting:
-                return self._waiting.pop(0)
-            while left and not self._out_of_time():
-                claims = self._claim(left[0])
-                if claims:
-                    self._waiting = [(claim, left[0].since) for claim in claims]
-                    return self._waiting.pop(0)
-                left.pop(0)
-            return None
+        Args:
+            due: whose turn it is first comes first.
 
-    def _claim(self, source: _Source) -> tuple[Claim, ...]:
-        for _ in range(BUSY_ATTEMPTS):
-            with source.shard.transaction() as connection:
-                claims = leases.claim(
-                    connection, owner=self._run_id, since=source.since, limit=self._services.parallelism
+        Returns:
+            Those that other runs kept busy all the time.
+        """
+        self._due = due
+        self._refused.clear()
+        self._rotation = Rotation(due, tenant_limit=self._services.tenant_parallelism)
+        workers = [self._threads.submit(self._work) for _ in range(min(self._services.parallelism, len(due)))]
+        for worker in workers:
+            worker.result()
+        return [workspace for workspace, attempts in self._refused.items() if attempts >= BUSY_ATTEMPTS]
+
+    def _work(self) -> None:
+        while (taken := self._next()) is not None:
+            assignment, source = taken
+            workspace = assignment.claim.workspace
+            try:
+                result = serve(
+                    self._services, assignment, owner=self._run_id, since=source.since, deadline=self._deadline
                 )
-            if claims is None:
-                return ()
-            if claims:
-                return claims
-            self._services.sleep(BUSY_WAIT_SECONDS)
-        return ()
+                with self._condition:
+                    self.results.append(result)
+                    self._durations.append(result.seconds)
+                    self.halted = self.halted or any(t.kind == DailyBudgetError.kind for t in result.deferrals)
+            finally:
+                with self._condition:
+                    self._rotation.done(workspace)
+                    self._condition.notify_all()
+
+    def _next(self) -> tuple[Assignment, _Source] | None:
+        """Take the next workspace; claims are made for several threads at once, because that costs a fraction."""
+        with self._condition:
+            while True:
+                if self._ready:
+                    return self._ready.popleft()
+                if self.halted or self._out_of_time():
+                    self._rotation.clear()
+                if not self._rotation:
+                    return None
+                chosen = self._rotation.take(self._services.parallelism)
+                if not chosen:  # every tenant that waits has its share in work
+                    self._condition.wait()
+                elif not self._claim(chosen):
+                    self._condition.wait(BUSY_WAIT_SECONDS)
+
+    def _claim(self, chosen: Sequence[Workspace]) -> bool:
+        """Lease workspaces and get them ready; False when all of them are busy elsewhere."""
+        services = self._services
+        claimed: set[Workspace] = set()
+        busy: list[Workspace] = []
+        try:
+            for source in dict.fromkeys(self._due[workspace] for workspace in chosen):
+                here = [workspace for workspace in chosen if self._due[workspace] is source]
+                with source.shard.transaction() as connection:
+                    taken = leases.claim(
+                        connection,
+                        here,
+                        owner=self._run_id,
+                        since=source.since,
+                        tenant_limit=services.tenant_parallelism,
+                        push=services.push_terms,
+                    )
+                    assignments = _assign(connection, services, taken.claims)
+                self._ready += [(assignment, source) for assignment in assignments]
+                claimed |= {claim.workspace for claim in taken.claims}
+                busy += taken.busy
+        finally:
+            for workspace in chosen:
+                if workspace not in claimed:
+                    self._rotation.done(workspace)
+        for workspace in busy:
+            self._refused[workspace] += 1
+            if self._refused[workspace] < BUSY_ATTEMPTS:
+                self._rotation.put_back(workspace)
+        return len(busy) < len(chosen)
 
     def _out_of_time(self) -> bool:
         """True when a workspace as slow as the slowest percent would end after the budget."""
-        p99 = quantile([result.seconds for result in self._results], 0.99)
-        return self._services.clock() + p99 > self._deadline
+        return self._services.clock() + quantile(self._durations, 0.99) > self._deadline
 
     def _beat(self) -> None:
-        with self._lock:
-            now = self._services.clock()
-            if now - self._heartbeat_at < HEARTBEAT_SECONDS:
-                return
-            self._heartbeat_at = now
-        with self._book.transaction() as connection:
-            runs.heartbeat(connection, self._run_id)
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                with self._book.transaction() as connection:
+                    runs.heartbeat(connection, self._run_id)
+                for shard in self._services.router.shards():
+                    with shard.transaction() as connection:
+                        leases.renew_all(connection, owner=self._run_id)
+            except (UserError, psycopg.Error) as error:  # the leases outlive a few missed beats
+                log.warning("heartbeat of the run missed: %s", type(error).__name__)
+
+
+def _assign(connection: Connection, services: Services, claims: Sequence[leases.Claim]) -> list[Assignment]:
+    """Add to each claim the grants it is worked with, and the calls their users' quotas allow."""
+    grants = connections.load_grants(connection, [claim.workspace for claim in claims])
+    planned: Counter[bytes] = Counter()
+    for claim in claims:
+        used = [lease.connection_id for lease in claim.lists] + [lease.connection_id for lease in claim.calendars]
+        planned.update(grant.account_key for each in used if (grant := grants[claim.workspace].get(each)))
+    waits = reserve_users(connection, planned, services.quota.limits) if services.quota else {}
+    reserved = {account: (planned[account], wait) for account, wait in waits.items()}
+    return [Assignment(claim, grants[claim.workspace], reserved) for claim in claims]

@@ -6,36 +6,56 @@ Does not: choosing workspaces (`sync_pipeline.tick`), the protocol of one calend
 
 import logging
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
 import psycopg
 
+from scaling.databases import Connection
 from scaling.errors import UserError
 from sync_pipeline import connections, event_store, health, leases, runs
+from sync_pipeline.cadence import observe
 from sync_pipeline.connections import StoredGrant
-from sync_pipeline.engine import CalendarSync
+from sync_pipeline.engine import CalendarSync, NextVisit
 from sync_pipeline.errors import (
     AccessDeniedError,
     GrantRefusedError,
     InternalError,
     LeaseLostError,
     ProtocolError,
-    QuotaExceededError,
-    RateLimitedError,
     SyncError,
+    ThrottledError,
+    TransientError,
 )
-from sync_pipeline.google_calendar import CalendarEntry, GoogleConnection
+from sync_pipeline.google_calendar import CalendarEntry, CallCounter, GoogleConnection
 from sync_pipeline.grants import UnreadableGrantError
 from sync_pipeline.health import Health
 from sync_pipeline.leases import CalendarLease, Claim, ListLease
+from sync_pipeline.quota import UNLIMITED, CallGate
 from sync_pipeline.services import Services
 from sync_pipeline.tally import Tally
 from sync_pipeline.workspaces import Workspace
 
 log = logging.getLogger("sync_pipeline")
+
+BREAKER_AFTER = 2
+"""Calendars in a row that Google does not answer for, before the others of the connection are left for later; one is
+enough while the connection is on probation (its last visit ended that way)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one worker does next: leases, and what it may use for them."""
+
+    claim: Claim
+    grants: Mapping[UUID, StoredGrant] = field(repr=False)
+    """By connection."""
+    reserved: Mapping[bytes, tuple[int, float]] = field(repr=False)
+    """Google account to calls its quota allows, and the seconds to wait before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +73,22 @@ class WorkspaceResult:
     workspace: Workspace
     tally: Tally
     troubles: tuple[Trouble, ...]
+    deferrals: tuple[Trouble, ...]
+    """Why calendars were left for later although nothing failed."""
     health: Health | None
     seconds: float
 
 
-def serve(services: Services, claim: Claim, *, owner: str, since: datetime, deadline: float) -> WorkspaceResult:
+def serve(
+    services: Services, assignment: Assignment, *, owner: str, since: datetime, deadline: float
+) -> WorkspaceResult:
     """Do what is due in one workspace.
 
     Args:
         services: to work with.
-        claim: the leases.
+        assignment: the leases and the grants.
         owner: names the run.
-        since: the run's start, by the database's clock.
+        since: what "due" means, by the database's clock.
         deadline: no further calendar is started after this moment of the services' clock.
 
     Returns:
@@ -74,72 +98,125 @@ def serve(services: Services, claim: Claim, *, owner: str, since: datetime, dead
         UserError: the database cannot be reached, which no other workspace would survive either.
     """
     started = services.clock()
-    service = _Service(services, claim.workspace, owner, since, deadline)
+    service = _Service(services, assignment, owner, since, deadline)
     judged: Health | None = None
     try:
-        service.work(claim)
+        service.work()
         judged = service.close()
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  # one workspace's failure never touches another
         service.note(_internal(error))
-    return WorkspaceResult(claim.workspace, service.tally, tuple(service.troubles), judged, services.clock() - started)
+    return WorkspaceResult(
+        assignment.claim.workspace,
+        service.tally,
+        tuple(service.troubles),
+        tuple(service.deferrals),
+        judged,
+        services.clock() - started,
+    )
 
 
 class _Service:
     """The state of serving one workspace, in one thread."""
 
-    def __init__(self, services: Services, workspace: Workspace, owner: str, since: datetime, deadline: float) -> None:
+    def __init__(
+        self, services: Services, assignment: Assignment, owner: str, since: datetime, deadline: float
+    ) -> None:
         self._services = services
-        self._workspace = workspace
+        self._claim = assignment.claim
+        self._workspace = assignment.claim.workspace
         self._owner = owner
         self._since = since
         self._deadline = deadline
         self._stopped: set[UUID] = set()
-        self._grants: dict[UUID, StoredGrant] = {}
+        self._silent: Counter[UUID] = Counter()
+        self._grants = assignment.grants
+        self._reserved = assignment.reserved
         self._connected: dict[UUID, GoogleConnection] = {}
+        self._counted: CallCounter = Counter()
         self.tally = Tally()
         self.troubles: list[Trouble] = []
+        self.deferrals: list[Trouble] = []
 
-    def work(self, claim: Claim) -> None:
+    def work(self) -> None:
         """Read the due lists of calendars, then sync the due calendars, new ones included."""
-        with self._services.router.writer(self._workspace.tenant_id) as connection:
-            self._grants = connections.load_grants(connection, self._workspace)
-        for lease in claim.lists:
+        for lease in self._claim.lists:
             self._list(lease)
-        calendars = list(claim.calendars)
-        if claim.lists:
+        calendars = list(self._claim.calendars)
+        if self._claim.lists:
             with self._services.router.writer(self._workspace.tenant_id) as connection:
-                found = leases.take(connection, [self._workspace], owner=self._owner, since=self._since)
+                found = leases.take(
+                    connection,
+                    [self._workspace],
+                    owner=self._owner,
+                    since=self._since,
+                    push=self._services.push_terms,
+                )
             calendars += [lease for more in found for lease in more.calendars]
         for calendar in calendars:
             self._calendar(calendar)
 
-    def close(self) -> Health:
-        """Write down calls, access tokens and health."""
+    def close(self) -> Health | None:
+        """Write down calls, access tokens and health; an idle visit has nothing of it to write."""
+        fresh = {
+            connection_id: token
+            for connection_id, google in self._connected.items()
+            if (token := google.access_token) is not None
+            and token != self._grants[connection_id].access_token(self._services.cipher)
+        }
+        well = [
+            connection_id
+            for connection_id in self._connected
+            if self._grants[connection_id].failed_visits and connection_id not in self._stopped
+        ]
+        # Full syncs may have opened a breaker.
+        unremarkable = not (self.troubles or self.tally.changed or self.tally.full_syncs or not self._claim.is_healthy)
+        if unremarkable and not fresh and not well and self._counted == self.tally.calls:
+            return "healthy"
         with self._services.router.writer(self._workspace.tenant_id) as connection:
-            runs.count_calls(connection, self._workspace.tenant_id, self.tally.calls)
-            for connection_id, google in self._connected.items():
-                token = google.access_token
-                grant = self._grants[connection_id]
-                if token is not None and token != grant.access_token(self._services.cipher):
-                    connections.keep_access_token(connection, self._workspace, grant, token, self._services.cipher)
-            return health.assess(connection, self._workspace, self.tally)
+            self._count_calls(connection)
+            for connection_id, token in fresh.items():
+                connections.keep_access_token(
+                    connection, self._workspace, self._grants[connection_id], token, self._services.cipher
+                )
+            for connection_id in well:
+                connections.end_probation(connection, self._workspace, connection_id)
+            return "healthy" if unremarkable else health.assess(connection, self._workspace, self.tally)
 
     def note(self, error: SyncError) -> None:
         """Remember what went wrong and log it, without anything personal."""
         self.troubles.append(Trouble(error.kind, str(error)))
         log.warning("workspace %s: %s (%s)", self._workspace.partition_key, error.kind, error)
 
+    def _count_calls(self, connection: Connection) -> None:
+        """Write down the requests made since the last time, within whatever transaction is open anyway."""
+        calls = Counter(self.tally.calls)
+        runs.count_calls(connection, self._workspace.tenant_id, calls - self._counted)
+        self._counted = calls
+
     def _list(self, lease: ListLease) -> None:
-        cadence = self._services.cadence
+        keeper = self._services.keeper
         try:
+            watched = lease.is_watched
+            if keeper is not None and lease.wants_channel:
+                watched |= keeper.keep_list(self._connect(lease.connection_id), self._transaction, lease)
             entries = self._read_list(lease.connection_id)
-            with self._services.router.writer(self._workspace.tenant_id) as connection:
-                connections.record_list(connection, lease, entries, due_in_seconds=cadence.next_list())
+            with self._transaction() as connection:
+                connections.record_list(
+                    connection,
+                    lease,
+                    entries,
+                    token_fingerprint=self._grants[lease.connection_id].token_fingerprint,
+                    due_in_seconds=self._services.cadence.next_list(watched),
+                )
                 event_store.purge_tombstones(connection, self._workspace)
         except LeaseLostError as error:
             self.note(error)
+        except ThrottledError as error:
+            self._postpone(error, lease.connection_id)
+            with self._transaction() as connection:
+                connections.give_back_list(connection, lease)
         except SyncError as error:
             self._list_failed(lease, error)
         except (psycopg.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -163,25 +240,35 @@ class _Service:
     def _list_failed(self, lease: ListLease, error: SyncError) -> None:
         self.note(error)
         seconds = self._services.cadence.after(error, failures=lease.consecutive_failures)
-        with self._services.router.writer(self._workspace.tenant_id) as connection:
+        with self._transaction() as connection:
             connections.record_list_failure(connection, lease, error, due_in_seconds=seconds)
-        self._stop_connection(lease.connection_id, error, seconds)
+        self._judge_connection(lease.connection_id, error)
 
     def _calendar(self, lease: CalendarLease) -> None:
         services = self._services
         if lease.connection_id in self._stopped or services.clock() > self._deadline:
             self._defer(lease)
             return
+        counted = self._counted
         try:
+            api = self._connect(lease.connection_id)
+            watched = lease.is_watched
+            if services.keeper is not None and lease.wants_channel:
+                # Before the pull, which so catches up with what changed until the channel was in force.
+                watched |= services.keeper.keep_calendar(api, self._transaction, lease)
             CalendarSync(
-                api=self._connect(lease.connection_id),
-                transaction=lambda: services.router.writer(self._workspace.tenant_id),
+                api=api,
+                transaction=self._transaction,
                 token_fingerprint=self._grants[lease.connection_id].token_fingerprint,
-                due_in_seconds=services.cadence.next_poll(),
+                next_visit=lambda changed: self._next_visit(lease, changed=changed, watched=watched),
+                also=self._count_calls,
             ).run(lease, self.tally)
         except LeaseLostError as error:
             self.tally.calendars_deferred += 1
             self.note(error)
+        except ThrottledError as error:
+            self._postpone(error, lease.connection_id)
+            self._defer(lease)
         except SyncError as error:
             self._calendar_failed(lease, error)
         except UserError:
@@ -190,6 +277,21 @@ class _Service:
             self._calendar_failed(lease, _internal(error))
         else:
             self.tally.calendars_synced += 1
+            self._silent[lease.connection_id] = 0
+            counted = self._counted
+        finally:
+            self._counted = counted  # what was counted in a transaction that rolled back is counted again
+
+    def _next_visit(self, lease: CalendarLease, *, changed: bool, watched: bool) -> NextVisit:
+        cadence = self._services.cadence
+        count, days = observe(
+            lease.change_count, lease.observed_days, lease.seconds_since_sync, changed, notified=watched
+        )
+        if lease.sync_token is None and self._services.push_terms.address_tag:
+            # After the baseline the next visit opens a channel and catches up.
+            return NextVisit(count, days, due_in_seconds=0.0)
+        seconds = cadence.next_safety_poll() if watched else cadence.next_poll(cadence.rate(count, days))
+        return NextVisit(count, days, due_in_seconds=seconds)
 
     def _calendar_failed(self, lease: CalendarLease, error: SyncError) -> None:
         self.note(error)
@@ -198,24 +300,42 @@ class _Service:
         if isinstance(error, GrantRefusedError):
             # The calendar itself is fine; it stays due until the grant is replaced.
             seconds = 0.0
-        with self._services.router.writer(self._workspace.tenant_id) as connection:
+        with self._transaction() as connection:
             leases.record_failure(connection, lease, error, due_in_seconds=seconds)
-        self._stop_connection(lease.connection_id, error, seconds)
+        self._judge_connection(lease.connection_id, error)
 
-    def _stop_connection(self, connection_id: UUID, error: SyncError, seconds: float) -> None:
-        if not error.stops_connection:
+    def _judge_connection(self, connection_id: UUID, error: SyncError) -> None:
+        """Leave a connection alone that Google refuses, slows down, or does not answer for (breaker)."""
+        grant = self._grants.get(connection_id)
+        if grant is None:  # switched off meanwhile
+            self._stopped.add(connection_id)
+            return
+        if isinstance(error, TransientError):
+            self._silent[connection_id] += 1
+            if self._silent[connection_id] < (1 if grant.failed_visits else BREAKER_AFTER):
+                return
+        elif not error.stops_connection:
             return
         self._stopped.add(connection_id)
-        with self._services.router.writer(self._workspace.tenant_id) as connection:
+        with self._transaction() as connection:
             if isinstance(error, GrantRefusedError):
-                connections.refuse(connection, self._workspace, self._grants[connection_id], error)
-            elif isinstance(error, RateLimitedError | QuotaExceededError):
-                connections.park(connection, self._workspace, connection_id, seconds=seconds)
+                connections.refuse(connection, self._workspace, grant, error)
+                return
+            seconds = self._services.cadence.park(error, failed_visits=grant.failed_visits)
+            connections.park(connection, self._workspace, connection_id, seconds=seconds)
+
+    def _postpone(self, error: ThrottledError, connection_id: UUID) -> None:
+        """Stop for now because of our own quota keeping, which is nobody's failure."""
+        self._stopped.add(connection_id)
+        self.deferrals.append(Trouble(error.kind, str(error)))
 
     def _defer(self, lease: CalendarLease) -> None:
         self.tally.calendars_deferred += 1
-        with self._services.router.writer(self._workspace.tenant_id) as connection:
+        with self._transaction() as connection:
             leases.give_back(connection, lease)
+
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        return self._services.router.writer(self._workspace.tenant_id)
 
     def _connect(self, connection_id: UUID) -> GoogleConnection:
         if connection_id not in self._connected:
@@ -226,8 +346,16 @@ class _Service:
                 refresh_token = grant.refresh_token(self._services.cipher)
             except UnreadableGrantError as error:
                 raise GrantRefusedError(str(error)) from None
+            gate: CallGate = UNLIMITED
+            if self._services.quota is not None:
+                user = self._services.quota.for_user(grant.account_key, self._workspace.tenant_id)
+                user.granted(*self._reserved.get(grant.account_key, (0, 0.0)))
+                gate = user
             self._connected[connection_id] = self._services.google.connect(
-                refresh_token, calls=self.tally.calls, access_token=grant.access_token(self._services.cipher)
+                refresh_token,
+                calls=self.tally.calls,
+                access_token=grant.access_token(self._services.cipher),
+                gate=gate,
             )
         return self._connected[connection_id]
 
