@@ -347,6 +347,29 @@ def test_calls_that_were_reserved_and_not_made_are_given_back(make: MakeQuota, t
     assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'project'") == 500
 
 
+def test_what_a_process_reserved_and_left_lying_is_given_back_not_spent_in_a_later_burst(
+    make: MakeQuota, shard: CountingShard, time: VirtualTime
+) -> None:
+    quota = make(per_minute=6000)
+
+    def burst(calls: int) -> None:
+        for _ in range(calls):
+            planned = gate(quota)
+            planned.granted(1, 0.0)
+            call(planned)
+
+    burst(100)
+    before = shard.transactions
+    time.pass_by(quotas.PROJECT_LOT_SECONDS)
+    burst(1)
+    assert shard.transactions == before, "still good"
+    time.pass_by(1.0)
+    burst(1)
+    assert shard.transactions == before + 2, "given back and reserved anew"
+    quota.close()
+    assert one(time.admin, "SELECT calls FROM sync.call_days") == 102
+
+
 # -- waiting and being refused ---------------------------------------------------------------------------------------
 
 
