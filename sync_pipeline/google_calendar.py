@@ -224,6 +224,18 @@ class _Service(Protocol):
     def channels(self) -> _Channels: ...
 
 
+class _Collections:
+    """The service's collections, each made once: making one writes a docstring for all its methods, 2 ms of CPU.
+
+    They only make requests; whose `Http` sends one is said when it is executed, so threads may share them.
+    """
+
+    def __init__(self, service: _Service) -> None:
+        self.events = service.events()
+        self.calendar_list = service.calendarList()
+        self.channels = service.channels()
+
+
 class GoogleCalendar:
     """Google Calendar of one installation; makes a `GoogleConnection` per grant."""
 
@@ -256,12 +268,14 @@ class GoogleCalendar:
         self._rng = rng
         self._timeout = call_timeout_seconds
         self._threads = threading.local()
-        self._service: _Service = build(
-            "calendar",
-            "v3",
-            http=httplib2.Http(timeout=call_timeout_seconds),
-            static_discovery=True,
-            client_options={"api_endpoint": f"{endpoint}/calendar/v3/"},
+        self._google = _Collections(
+            build(
+                "calendar",
+                "v3",
+                http=httplib2.Http(timeout=call_timeout_seconds),
+                static_discovery=True,
+                client_options={"api_endpoint": f"{endpoint}/calendar/v3/"},
+            )
         )
 
     def connect(
@@ -292,7 +306,7 @@ class GoogleCalendar:
             expiry=access_token and access_token.expires_at.astimezone(UTC).replace(tzinfo=None),
         )
         transport = _CountedHttp(self._http(), calls, gate, token_path=urlsplit(self._token_url).path)
-        return GoogleConnection(self._service, credentials, transport, self._retrying, gate)
+        return GoogleConnection(self._google, credentials, transport, self._retrying, gate)
 
     def _http(self) -> httplib2.Http:
         if not hasattr(self._threads, "http"):
@@ -322,13 +336,13 @@ class GoogleConnection:
 
     def __init__(
         self,
-        service: _Service,
+        google: _Collections,
         credentials: Credentials,
         transport: "_CountedHttp",
         retrying: Callable[..., tenacity.Retrying],
         gate: CallGate,
     ) -> None:
-        self._service = service
+        self._google = google
         self._credentials = credentials
         self._http = AuthorizedHttp(credentials, http=transport, max_refresh_attempts=1)
         self._retrying = retrying
@@ -345,7 +359,7 @@ class GoogleConnection:
         cursors = {"syncToken": sync_token, "pageToken": page_token}
         given = {name: value for name, value in cursors.items() if value is not None}
         body = self._execute(
-            self._service.events().list(calendarId=calendar_id, **EVENT_PARAMETERS, **given),
+            self._google.events.list(calendarId=calendar_id, **EVENT_PARAMETERS, **given),
             has_page_token=page_token is not None,
         )
         return EventsPage(_list(body, "items"), _token(body, "nextPageToken"), _token(body, "nextSyncToken"))
@@ -354,7 +368,7 @@ class GoogleConnection:
         """See `CalendarApi.list_calendars`."""
         given = {} if page_token is None else {"pageToken": page_token}
         body = self._execute(
-            self._service.calendarList().list(**CALENDAR_LIST_PARAMETERS, **given),
+            self._google.calendar_list.list(**CALENDAR_LIST_PARAMETERS, **given),
             has_page_token=page_token is not None,
         )
         entries = tuple(entry for item in _list(body, "items") if (entry := _calendar_entry(item)) is not None)
@@ -362,15 +376,15 @@ class GoogleConnection:
 
     def watch_events(self, calendar_id: str, request: ChannelRequest) -> ChannelAnswer:
         """See `CalendarApi.watch_events`."""
-        return self._watch(self._service.events().watch(calendarId=calendar_id, body=_channel(request)))
+        return self._watch(self._google.events.watch(calendarId=calendar_id, body=_channel(request)))
 
     def watch_calendars(self, request: ChannelRequest) -> ChannelAnswer:
         """See `CalendarApi.watch_calendars`."""
-        return self._watch(self._service.calendarList().watch(body=_channel(request)))
+        return self._watch(self._google.calendar_list.watch(body=_channel(request)))
 
     def stop_channel(self, channel_id: UUID, resource_id: str) -> None:
         """See `CalendarApi.stop_channel`."""
-        request = self._service.channels().stop(body={"id": str(channel_id), "resourceId": resource_id})
+        request = self._google.channels.stop(body={"id": str(channel_id), "resourceId": resource_id})
 
         self._retrying(has_page_token=False)(self._once, request, has_page_token=False)  # its answer has no body
 

@@ -44,7 +44,8 @@ CHOSEN = sql.SQL("""(s.tenant_id, s.workspace_id) IN (
 OF_LIST = sql.SQL("calendar_id IS NULL")
 OF_CALENDAR = sql.SQL("calendar_id = t.calendar_id")
 ITS_CHANNELS = sql.SQL("""FROM sync.channels h
-    WHERE (h.tenant_id, h.workspace_id, h.connection_id) = (t.tenant_id, t.workspace_id, t.connection_id) AND h.{what}""")
+    WHERE (h.tenant_id, h.workspace_id, h.connection_id) = (t.tenant_id, t.workspace_id, t.connection_id)
+      AND h.{what}""")
 # A calendar with an open channel is polled for safety only.
 WATCHED = sql.SQL("EXISTS (SELECT {channels} AND h.state = 'open' AND h.expires_at > now())")
 # With push on: no channel of the present address will be in force for long enough. With push off: there is one to stop.
