@@ -62,6 +62,14 @@ bench: install  ## measure, into var/bench/ and the README's tables
 	@$(BIN)/python -m bench.google_calendar
 	@$(BIN)/python -m bench.readme
 
+.PHONY: bench-sync
+bench-sync: install  ## measure the calendar sync against its targets, in under 25 minutes (ARGS="--only pool")
+	@$(BIN)/python -m bench.sync $(ARGS)
+
+.PHONY: chaos-sync
+chaos-sync: install  ## kill, freeze and cut off sync workers, then compare every row (ARGS="--trials 1000 --seed 1")
+	@$(BIN)/python -m tests.sync_pipeline.chaos $(ARGS)
+
 .PHONY: screenshots
 screenshots: install  ## new pictures for the README, from a running make up; needs a Chromium on the PATH
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'

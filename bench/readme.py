@@ -19,8 +19,13 @@ def table(name: str) -> str | None:
     if not results.exists():
         return None
     figures = json.loads(results.read_text())["figures"]
-    rows = [f"| {f['name']} | {f['value']:,g} | {f['target']} | {f['how']} |" for f in figures]
+    rows = [f"| {f['name']} | {f['value']:,g} | {_target(f['target'])} | {f['how']} |" for f in figures]
     return "\n".join(["| figure | measured | target | how |", "|---|---|---|---|", *rows, ""])
+
+
+def _target(target: str | float | None) -> str:
+    """A target as it is shown: some figures have none, some only a number."""
+    return f"{target:,g}" if isinstance(target, int | float) else target or ""
 
 
 def main() -> int:
