@@ -1,4 +1,4 @@
-"""The whole stack of one directory: Postgres, S3, Google Calendar, the SaaS's data, and Dagster on top.
+"""The whole stack of one directory: Postgres, S3, Google Calendar, the SaaS's data, push, and Dagster on top.
 
 Belongs here: composing them, the environment that the pipelines' processes get, generated secrets.
 Does not: how each server runs (postgres.py, s3.py, google_calendar/), what is done with the stack (up.py, demo.py).
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import psycopg
 from cryptography.fernet import Fernet
 
@@ -64,6 +65,7 @@ def running(
     disposable: bool,
     profile: str = "demo",
     audit_rows: int = seed.AUDIT_ROWS,
+    push: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Run a stack: servers, tables, migrations, demo data.
@@ -75,6 +77,7 @@ def running(
         disposable: true trades durability across machine crashes for speed.
         profile: the simulator's world.
         audit_rows: rows of `audit_logs` when they are seeded.
+        push: also start the receiver of push notifications, and let the sync open channels to it.
         settings: further environment variables of the pipelines, over the stack's own.
 
     Yields:
@@ -102,6 +105,7 @@ def running(
             **bucket.environment(),
             **_google_environment(google, secrets),
             **_dagster_environment(supervisor.directory, both),
+            **(_start_webhook(supervisor, database) if push else {}),
             "ARCHIVE_FIRST_MONTH": f"{first_month:%Y-%m}",
             "PYTHONUNBUFFERED": "1",
             **(settings or {}),
@@ -137,6 +141,34 @@ def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments
         output=greeting,
     )
     return Simulator(json.loads(greeting.read_bytes()))
+
+
+def _start_webhook(supervisor: Supervisor, database: Database) -> dict[str, str]:
+    """Start the receiver of push notifications; return what tells the sync where it is."""
+    # Another port, that is another address, at every start: the sync opens its channels anew, which the simulator
+    # forgets when it stops.
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {"SYNC_WEBHOOK_URL": f"{address}/google-calendar", "SYNC_WEBHOOK_PORT": str(port)}
+
+    def is_healthy() -> bool:
+        try:
+            return httpx.get(f"{address}/healthz", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    supervisor.start(
+        "webhook",
+        [sys.executable, "-m", "sync_pipeline.webhook"],
+        environment={
+            **{name: os.environ[name] for name in INHERITED if name in os.environ},
+            **database.environment(),
+            **environment,
+        },
+        working_directory=CHECKOUT,
+        ready=is_healthy,
+    )
+    return environment
 
 
 def start_webserver(stack: Stack, *, port: int | None = None) -> DagsterUi:

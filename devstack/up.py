@@ -54,6 +54,8 @@ def greeting(running: Stack, url: str) -> Panel:
     places.add_row("Postgres", f"127.0.0.1:{running.servers.postgres.port}, database {running.database.name}")
     places.add_row("S3", f"{running.servers.s3.endpoint}, bucket {running.bucket.name}")
     places.add_row("Google Calendar", f"{running.google.url} (simulated; control API under /_sim)")
+    if address := running.environment.get("SYNC_WEBHOOK_URL"):
+        places.add_row("Push", f"{address} (where Google Calendar says that something changed)")
     places.add_row("Logs", str(running.directory / "log"))
     places.add_row("In a shell", f"set -a; . {running.directory / 'environment'}; set +a")
     return Panel(
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Postgres, S3, a simulated Google Calendar and Dagster on this machine, with demo data.",
     )
     parser.add_argument("--port", type=int, help=f"of the Dagster UI; by default {PORT}, or the next free one")
+    parser.add_argument("--no-push", action="store_true", help="poll every calendar, without push notifications")
     options = parser.parse_args(arguments)
     port = choose_port(options.port)
     console = Console()
@@ -85,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"Port {PORT} is taken, so the UI is on {port}.")
     with (
         console.status("Starting Postgres, S3, Google Calendar and Dagster") as status,
-        stack.running(DIRECTORY, disposable=False, settings={"PIPELINE_AUTOSTART": "true"}) as running,
+        stack.running(
+            DIRECTORY, disposable=False, push=not options.no_push, settings={"PIPELINE_AUTOSTART": "true"}
+        ) as running,
     ):
         ui = stack.start_webserver(running, port=port)
         stack.start_daemon(running, ui)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,6 +29,7 @@ from devstack.processes import CHECKOUT, free_port, wait_until
 from devstack.servers import Database
 from scaling.databases import Connection, DatabaseRouter, Shard
 from sync_pipeline import leases, tick, webhook
+from sync_pipeline.cadence import Cadence
 from sync_pipeline.channels import ChannelKeeper
 from sync_pipeline.errors import AccessTokenRefusedError, QuotaExceededError, RateLimitedError, SyncError
 from sync_pipeline.google_calendar import CallCounter, ChannelRequest, GoogleConnection
@@ -35,8 +38,9 @@ from sync_pipeline.services import Services
 from sync_pipeline.tick import TickResult
 from sync_pipeline.webhook import Outcome, Receiver
 from sync_pipeline.workspaces import Workspace
-from tests.sync_pipeline.conftest import Saas
-from tests.sync_pipeline.scenes import insert, meeting
+from tests.sync_pipeline import virtual_clock
+from tests.sync_pipeline.conftest import Saas, differences
+from tests.sync_pipeline.scenes import connected, end_leases, insert, meeting
 
 DAY = 86400.0
 Tick = Callable[[], TickResult]
@@ -62,9 +66,10 @@ class Hook:
 
 
 @contextmanager
-def receiving(dsn: str, saas: Saas) -> Iterator[Hook]:
+def receiving(dsn: str, saas: Saas, *, debounce_seconds: float = webhook.DEBOUNCE_SECONDS) -> Iterator[Hook]:
     with DatabaseRouter(Shard("main", dsn)) as router, webhook.listen("127.0.0.1", 0) as listener:
-        receiver, listening = Receiver(router), threading.Event()
+        receiver = Receiver(router, debounce_seconds=debounce_seconds)
+        listening = threading.Event()
         server = webhook.Server(webhook.make_app(receiver), started=listening.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -470,8 +475,8 @@ def test_neither_secrets_nor_calendars_are_in_what_is_logged_or_stored_about_a_c
 # 82 and 83: opening, renewing, stopping
 
 
-class Dies(Exception):  # noqa: N818
-    """Stands for the end of the process."""
+class Dies(BaseException):
+    """Stands for the end of the process: nobody handles it."""
 
 
 @dataclass
@@ -627,7 +632,7 @@ def test_a_keeper_that_was_paused_until_others_took_its_channel_for_abandoned_st
 
     lease = scene.lease()
     paused = Api(scene.api, after={"watch_events": others_work})
-    assert scene.keeper.keep_calendar(paused, scene.transaction, lease) is False  # type: ignore[arg-type]
+    assert scene.keeper.keep_calendar(paused, scene.transaction, lease) is False
 
     ((survivor, state),) = scene.rows()
     assert state == "open"
@@ -645,9 +650,13 @@ def test_a_keeper_whose_lease_moved_on_before_it_asked_opens_nothing(scene: Scen
 
 def test_whoever_took_the_calendar_while_google_was_asked_has_to_pull_once_more(scene: Scene) -> None:
     lease = scene.lease()
-    overtaken = Api(scene.api, after={"watch_events": lambda: scene.lease() and None})
 
-    assert scene.keeper.keep_calendar(overtaken, scene.transaction, lease) is True  # type: ignore[arg-type]
+    def another_takes_it() -> None:
+        scene.lease()
+
+    overtaken = Api(scene.api, after={"watch_events": another_takes_it})
+
+    assert scene.keeper.keep_calendar(overtaken, scene.transaction, lease) is True
 
     assert scene.states() == ["open"]
     assert scene.saas.calendar(scene.calendar, "notified_at > last_started_at") == (True,)
@@ -799,3 +808,280 @@ def test_expired_channels_are_forgotten_whoever_had_them(scene: Scene) -> None:
     scene.keep_list()
 
     assert len(scene.rows()) == 1
+
+
+# The whole sync with push: 77 and 78 once more, 81, 83 to 86
+
+
+@dataclass
+class Fleet:
+    """A sync with push, of which every calendar without push is due at every tick and every other one in a day."""
+
+    google: Simulator
+    saas: Saas
+    services: Services
+    keeper: ChannelKeeper
+
+    def tick(self) -> TickResult:
+        result = tick.run_tick(self.services, run_id=f"test-{uuid4()}")
+        self.google.settle_pushes()
+        return result
+
+    def settle(self) -> None:
+        """Baseline, channels, catch-up."""
+        for _ in range(3):
+            assert self.tick().failed == ()
+
+    def pulls(self) -> int:
+        return self.google.counts().count("events.list", status=200)
+
+
+@pytest.fixture
+def fleet(google: Simulator, saas: Saas, services: Services, database: Database) -> Iterator[Fleet]:
+    with receiving(database.dsn, saas, debounce_seconds=0.0) as hook:
+        keeper = make_keeper(hook.url)
+        yield Fleet(google, saas, replace(services, keeper=keeper), keeper)
+
+
+def test_with_push_an_idle_calendar_costs_no_call_and_a_change_is_there_with_the_next_tick(fleet: Fleet) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    fleet.settle()
+    before = fleet.google.counts().count()
+
+    fleet.tick()
+    assert fleet.google.counts().count() == before
+
+    insert(fleet.google, calendar, meeting())
+    fleet.google.settle_pushes()
+    fleet.tick()
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
+
+
+def test_fifty_changes_within_a_second_cost_one_pull_and_at_most_one_more(fleet: Fleet) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    fleet.settle()
+    before = fleet.pulls()
+
+    insert(fleet.google, calendar, *(meeting(number) for number in range(50)))
+    fleet.google.settle_pushes()
+    fleet.tick()
+    fleet.tick()
+
+    assert 1 <= fleet.pulls() - before <= 2
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
+
+
+def test_a_notification_while_the_calendar_is_being_pulled_leads_to_one_more_pull(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    fleet.settle()
+    insert(fleet.google, calendar, meeting(1))
+    fleet.google.settle_pushes()
+    listed, late = GoogleConnection.list_events, [meeting(2)]
+
+    def and_then_it_changes(api: GoogleConnection, *arguments: Any, **options: Any) -> object:
+        page = listed(api, *arguments, **options)
+        while late:
+            insert(fleet.google, calendar, late.pop())
+            fleet.google.settle_pushes()
+        return page
+
+    before = fleet.pulls()
+    monkeypatch.setattr(GoogleConnection, "list_events", and_then_it_changes)
+    fleet.tick()
+    assert len(differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar))) == 1
+
+    fleet.tick()
+    fleet.tick()
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
+    assert fleet.pulls() - before == 2
+
+
+def test_a_change_between_the_last_pull_and_the_watch_is_caught_by_the_pull_after_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    watch, early = GoogleConnection.watch_events, [meeting()]
+
+    def it_changes_and_then(api: GoogleConnection, *arguments: Any) -> object:
+        while early:
+            insert(fleet.google, calendar, early.pop())
+        return watch(api, *arguments)
+
+    monkeypatch.setattr(GoogleConnection, "watch_events", it_changes_and_then)
+    fleet.settle()
+
+    assert early == []
+    assert fleet.saas.calendar(calendar, "notified_at") == (None,), "nobody told us"
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
+
+
+def test_a_worker_that_dies_between_the_watch_and_the_pull_still_owes_the_pull(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    fleet.tick()
+    insert(fleet.google, calendar, meeting())
+    with monkeypatch.context() as dying:
+        dying.setattr(GoogleConnection, "list_events", lambda *_, **__: die())
+        with pytest.raises(Dies):
+            fleet.tick()
+    end_leases(fleet.saas)
+    assert fleet.saas.execute("SELECT state FROM sync.channels WHERE calendar_id IS NOT NULL") == [("open",)]
+
+    fleet.saas.execute(
+        "UPDATE sync.calendar_state SET due_at = least(due_at, now() + interval '1 hour') - interval '1 hour'"
+    )
+    fleet.tick()
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
+
+
+def test_push_not_supported_is_flagged_once_and_the_calendar_is_polled_instead(fleet: Fleet) -> None:
+    workspace, _ = connected(fleet.google, fleet.saas)
+    holidays = fleet.google.add_calendar("ann@example.com", "Holidays", push_supported=False)
+    fleet.settle()
+    fleet.settle()
+
+    refused = fleet.google.counts().count("events.watch", status=400)
+    insert(fleet.google, holidays, meeting())
+    fleet.tick()
+
+    assert refused == 1
+    assert fleet.saas.calendar(holidays, "push_unsupported_at IS NOT NULL, last_error") == (True, None)
+    assert differences(fleet.saas, workspace, holidays, fleet.google.truth(holidays)) == {}
+
+
+def test_a_new_calendar_is_announced_by_the_list_and_synced_with_the_next_tick(fleet: Fleet) -> None:
+    workspace, _ = connected(fleet.google, fleet.saas)
+    fleet.settle()
+    lists = fleet.google.counts().count("calendarList.list")
+    fleet.tick()
+    assert fleet.google.counts().count("calendarList.list") == lists, "watched, so it is read once a day"
+
+    added = fleet.google.add_calendar("ann@example.com", "New")
+    insert(fleet.google, added, meeting())
+    fleet.google.settle_pushes()
+    fleet.tick()
+
+    assert differences(fleet.saas, workspace, added, fleet.google.truth(added)) == {}
+
+
+@dataclass
+class Days:
+    """A fleet in virtual time, Google's and the database's side by side."""
+
+    fleet: Fleet
+    admin_dsn: str
+    offset: float = 0.0
+
+    def pass_(self, seconds: float) -> None:
+        moment = virtual_clock.advance(self.admin_dsn, seconds)
+        self.fleet.google.set_clock(moment + timedelta(seconds=self.offset))
+
+
+@contextmanager
+def days(google: Simulator, saas: Saas, services: Services, database: Database, offset: float = 0.0) -> Iterator[Days]:
+    start = datetime.now(UTC)
+    virtual_clock.install(database.admin_dsn, start)
+    google.freeze()
+    google.set_clock(start + timedelta(seconds=offset))
+    dsn = virtual_clock.dsn(database.dsn)
+    with receiving(dsn, saas, debounce_seconds=0.0) as hook, DatabaseRouter(Shard("main", dsn)) as router:
+        keeper = make_keeper(hook.url)
+        polls = Cadence(poll_seconds=120.0, list_seconds=3600.0, rng=Random(1), ceiling_seconds=14400.0)
+        yield Days(
+            Fleet(google, saas, replace(services, router=router, keeper=keeper, cadence=polls), keeper),
+            database.admin_dsn,
+            offset,
+        )
+
+
+def test_when_every_push_is_lost_the_safety_poll_finds_the_change_within_a_day(
+    google: Simulator, saas: Saas, services: Services, database: Database
+) -> None:
+    with days(google, saas, services, database) as time:
+        workspace, calendar = connected(google, saas)
+        for _ in range(4):
+            time.fleet.tick()
+            time.pass_(120)
+        google.add_fault("drop", method="push")
+        insert(google, calendar, meeting())
+        pulls, hours = time.fleet.pulls(), 0
+
+        while differences(saas, workspace, calendar, google.truth(calendar)):
+            time.pass_(3600)
+            time.fleet.tick()
+            hours += 1
+            assert hours <= 24
+
+        assert hours > 4, "longer than the longest interval of polling: the channel was relied upon"
+        assert time.fleet.pulls() - pulls == 1
+
+
+def test_channels_are_in_force_for_weeks_with_a_renewal_every_few_days_and_without_a_gap(
+    google: Simulator, saas: Saas, services: Services, database: Database
+) -> None:
+    with days(google, saas, services, database) as time:
+        connected(google, saas)
+        for _ in range(4):
+            time.fleet.tick()
+            time.pass_(120)
+        in_force = []
+        for _ in range(15 * 4):
+            time.pass_(6 * 3600)
+            time.fleet.tick()
+            in_force.append(len(google.channels()))
+
+        assert set(in_force) == {2}, "one for the calendar, one for the list"
+        for method in ("events.watch", "calendarList.watch"):
+            assert 3 <= google.counts().count(method, status=200) <= 4, "every 4 to 6 days"
+        assert saas.one("SELECT count(*) FROM sync.channels") == (2,)
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_no_event_is_lost_when_our_clocks_are_ten_minutes_wrong(
+    google: Simulator,
+    saas: Saas,
+    services: Services,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: int,
+) -> None:
+    wrong = timedelta(minutes=minutes)
+    monkeypatch.setattr("google.auth._helpers.utcnow", lambda: datetime.now(UTC).replace(tzinfo=None) + wrong)
+    with days(google, saas, services, database, offset=-wrong.total_seconds()) as time:
+        workspace, calendar = connected(google, saas)
+        for number in range(8):
+            insert(google, calendar, meeting(number))
+            google.settle_pushes()
+            time.fleet.tick()
+            insert(google, calendar, meeting(100 + number))
+            google.settle_pushes()
+            time.pass_(130)
+        time.fleet.tick()
+
+        assert differences(saas, workspace, calendar, google.truth(calendar)) == {}
+        assert len(google.channels()) == 2
+
+
+def test_a_fleet_that_starts_at_once_spreads_its_due_times_by_a_quarter_and_knows_no_midnight(
+    google: Simulator, saas: Saas, services: Services
+) -> None:
+    connected(google, saas)
+    for number in range(79):
+        google.add_calendar("ann@example.com", f"Calendar {number}")
+    hourly = Cadence(poll_seconds=3600.0, list_seconds=3600.0, rng=Random(1))
+    assert tick.run_tick(replace(services, cadence=hourly), run_id="first").failed == ()
+
+    waits = [
+        float(str(seconds))
+        for (seconds,) in saas.execute(
+            "SELECT extract(epoch FROM due_at - last_finished_at)::float8 FROM sync.calendar_state"
+        )
+    ]
+    assert len(waits) == 80
+    assert 2700 <= min(waits) < 2900
+    assert 4300 < max(waits) <= 4500
+    tenths = Counter(int((wait - 2700) // 180) for wait in waits)
+    assert max(tenths.values()) < 80 / 4, "no tenth of the time takes a quarter of the calendars"
