@@ -20,7 +20,7 @@ refill would do the same, but would move what has been promised; with prices the
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
@@ -238,6 +238,28 @@ def _factor(at: str) -> sql.Composed:
     return _FACTOR.format(recovery=FACTOR_RECOVERY_SECONDS, at=sql.SQL(at))
 
 
+def fit_plans(plans: Sequence[Mapping[bytes, int]], limits: QuotaLimits) -> list[dict[bytes, int]]:
+    """Cut the plans of several workers so that together they ask no account for more than one reservation gives.
+
+    Args:
+        plans: account key to number of calls, of each worker; several may use one account.
+        limits: the quotas.
+
+    Returns:
+        The plans in the same order. Their sums are what to reserve, each is what to grant to that worker's gates.
+    """
+    room: dict[bytes, int] = {}
+    fitted = []
+    for plan in plans:
+        mine = {}
+        for key, calls in plan.items():
+            left = room.get(key, limits.user_rate.capacity)
+            mine[key] = min(calls, left)
+            room[key] = left - mine[key]
+        fitted.append(mine)
+    return fitted
+
+
 def reserve_users(
     connection: Connection,
     planned: Mapping[bytes, int],
@@ -247,7 +269,8 @@ def reserve_users(
 ) -> Mapping[bytes, float]:
     """Reserve calls of several users, in one statement.
 
-    Hand each answer to `UserQuota.granted` soon, together with the calls that were planned.
+    Hand each answer to `UserQuota.granted` soon, together with the calls that were planned. Where several workers use
+    one account, `fit_plans` says how many calls are whose.
 
     Args:
         connection: within a transaction; short, because it holds the users' buckets until it ends.
@@ -722,14 +745,16 @@ class UserQuota:
         self._not_before = -math.inf
         self._was_limited = False
 
-    def granted(self, calls: int, wait_seconds: float) -> None:
-        """Take over what `reserve_users` gave.
+    def granted(self, calls: int, wait_seconds: float, *, reserved_at: float | None = None) -> None:
+        """Take over what `reserve_users` gave; each reserved call to one gate only.
 
         Args:
             calls: that were planned.
             wait_seconds: its answer.
+            reserved_at: when that was, by the injected clock; None is just now.
         """
-        self._hold(min(calls, self._quota.limits.user_rate.capacity), wait_seconds)
+        calls = min(calls, self._quota.limits.user_rate.capacity)
+        self._hold(calls, wait_seconds, self._quota.now() if reserved_at is None else reserved_at)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -780,7 +805,7 @@ class UserQuota:
             wait = self._quota.reserve_user(self._key, size)
             if wait > USER_WAIT_SECONDS and size > 1:
                 size, wait = 1, self._quota.reserve_user(self._key, 1)
-            self._hold(size, wait)
+            self._hold(size, wait, self._quota.now())
             due = self._lot.take(self._quota.now()) if self._lot else None
         if self._lot is None or due is None:
             raise ThrottledError(
@@ -788,13 +813,12 @@ class UserQuota:
             )
         return self._lot, due
 
-    def _hold(self, calls: int, wait_seconds: float) -> None:
-        now = self._quota.now()
+    def _hold(self, calls: int, wait_seconds: float, at: float) -> None:
         if wait_seconds > USER_WAIT_SECONDS:
-            self._lot, self._not_before = None, now + wait_seconds
+            self._lot, self._not_before = None, at + wait_seconds
         elif calls > 0:
             spacing = 1.0 / self._quota.limits.user_rate.per_second
-            self._lot = _Lot(now, calls, wait_seconds, spacing, USER_LOT_SECONDS)
+            self._lot = _Lot(at, calls, wait_seconds, spacing, USER_LOT_SECONDS)
 
 
 class _DayUsedUpError(Exception):

@@ -28,6 +28,7 @@ from sync_pipeline.quota import (
     Rate,
     UserQuota,
     account_key,
+    fit_plans,
     headroom,
     reserve_users,
 )
@@ -157,13 +158,11 @@ def one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> o
 @given(
     quota=st.integers(1, 300),
     steps=st.lists(
-        st.tuples(
-            st.floats(0, 40), st.integers(1, 40), st.sampled_from([1.0, 1.5, 2.0, 16.0]), st.sampled_from([0.0, 5.0])
-        ),
+        st.tuples(st.floats(0, 40), st.integers(1, 40), st.sampled_from([1.0, 1.5, 2.0, 16.0]), st.floats(0, 5)),
         max_size=200,
     ),
 )
-@example(quota=100, steps=[(0.0, 10, 1.0, 5.0)] + [(0.8, 1, 1.0, 0.0)] * 150)
+@example(quota=100, steps=[(0.0, 10, 1.0, 5.0)] + [(0.65, 1, 1.0, max(0.0, 5 - call / 1.5)) for call in range(1, 120)])
 @example(quota=1, steps=[(1.0, 1, 1.0, 0.0)] * 200)
 @settings(deadline=None)
 def test_no_minute_sees_more_calls_than_the_quota_however_late_each_is_spent(
@@ -347,6 +346,18 @@ def test_calls_that_were_reserved_and_not_made_are_given_back(make: MakeQuota, t
     assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'project'") == 500
 
 
+def test_nothing_is_given_back_to_a_bucket_whose_next_calls_are_promised_already(
+    make: MakeQuota, time: VirtualTime
+) -> None:
+    with make(per_minute=6000) as quota:
+        for _ in range(100):
+            call(gate(quota))
+        time.admin.execute("UPDATE sync.call_buckets SET tokens = -50 WHERE scope = 'project'")
+
+    assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'project'") == -50
+    assert one(time.admin, "SELECT calls FROM sync.call_days") == 100, "the day has them back all the same"
+
+
 def test_what_a_process_reserved_and_left_lying_is_given_back_not_spent_in_a_later_burst(
     make: MakeQuota, shard: CountingShard, time: VirtualTime
 ) -> None:
@@ -454,6 +465,33 @@ def test_a_reservation_that_was_left_lying_is_not_spent(make: MakeQuota, time: V
     mine = gate(quota)
     mine.granted(4, 0.0)
     time.pass_by(quotas.USER_LOT_SECONDS + 1)
+    call(mine)
+
+    assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'user'") == 59
+
+
+def test_workers_that_use_one_account_share_what_was_reserved_for_it_and_spend_it_once(
+    make: MakeQuota, shard: Shard, time: VirtualTime
+) -> None:
+    quota = make(per_minute_and_user=600)
+    plans = fit_plans([{KEY: 40, b"other": 1}, {KEY: 40}, {KEY: 5}], quota.limits)
+    with shard.transaction() as connection:
+        waits = reserve_users(connection, {KEY: 60, b"other": 1}, quota.limits)
+
+    assert plans == [{KEY: 40, b"other": 1}, {KEY: 20}, {KEY: 0}]
+    assert waits == {KEY: 0.0, b"other": 0.0}
+    for plan in plans:
+        mine = gate(quota)
+        mine.granted(plan[KEY], waits[KEY])
+        for _ in range(plan[KEY]):
+            call(mine)
+    assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'user' AND key <> 'other'") == 0
+
+
+def test_what_was_reserved_long_before_it_is_granted_is_not_spent(make: MakeQuota, time: VirtualTime) -> None:
+    mine = gate(make(per_minute_and_user=600))
+    time.pass_by(quotas.USER_LOT_SECONDS + 1)
+    mine.granted(4, 0.0, reserved_at=0.0)
     call(mine)
 
     assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'user'") == 59
