@@ -95,7 +95,11 @@ def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig, sync: 
                 for table, count in (*trimmed.rows.items(), ("call_buckets", buckets)):
                     rows[table] = rows.get(table, 0) + count
     context.add_output_metadata(
-        {**purged.numbers(), **{f"{table}_deleted": count for table, count in rows.items()}, "dry_run": config.dry_run}
+        {
+            **purged.numbers(),
+            **{f"sync_{table}_deleted": count for table, count in rows.items()},
+            "dry_run": config.dry_run,
+        }
     )
 
 

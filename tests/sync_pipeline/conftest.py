@@ -178,11 +178,10 @@ def tick_once(services: Services) -> Callable[[], TickResult]:
 
 @pytest.fixture
 def pages_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let Google give pages of so many events, in this process and those it starts: `pages_of(2)`."""
+    """Let Google give pages of so many events: `pages_of(2)`."""
 
     def apply(size: int) -> None:
         monkeypatch.setattr("sync_pipeline.google_calendar.EVENT_PARAMETERS", {**EVENT_PARAMETERS, "maxResults": size})
-        monkeypatch.setenv("TEST_PAGE_SIZE", str(size))
 
     return apply
 
@@ -230,6 +229,7 @@ def sync_environment(
                 "GOOGLE_API_ENDPOINT": google.url,
                 "GOOGLE_TOKEN_URL": google.token_url,
                 "SYNC_POLL_INTERVAL_SECONDS": "0",
+                "SYNC_POLL_CEILING_SECONDS": "0",
                 "SYNC_CALENDAR_LIST_INTERVAL_SECONDS": "0",
                 **others,
             },

@@ -12,7 +12,9 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from devstack.google_calendar import Simulator
 from scaling.errors import UserError
-from sync_pipeline.assets import calendar_events
+from sync_pipeline import error_budget
+from sync_pipeline.assets import TickConfig, calendar_events
+from sync_pipeline.checks import calendar_events_checks
 from sync_pipeline.columns import CALENDAR_EVENTS
 from sync_pipeline.definitions import build_defs
 from sync_pipeline.partitions import workspaces as partitions
@@ -43,6 +45,30 @@ def materialized(instance: dg.DagsterInstance, run_id: str) -> dict[str, dict[st
 def statuses(instance: dg.DagsterInstance, keys: Iterable[str]) -> dict[str, AssetPartitionStatus | None]:
     found = instance.get_status_by_partition(calendar_events.key, list(keys), partitions) or {}
     return dict(found)
+
+
+CHECKS = {
+    "workspaces_are_fresh",
+    "failures_are_within_budget",
+    "quota_has_headroom",
+    "nobody_is_needed",
+    "every_event_is_readable",
+}
+
+
+def checks(instance: dg.DagsterInstance, run_id: str) -> dict[str, dg.AssetCheckEvaluation]:
+    """What a run says of the checks, as the UI shows it."""
+    found = {}
+    for name in CHECKS:
+        key = dg.AssetCheckKey(calendar_events.key, name)
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+        if record is not None and record.run_id == run_id:
+            assert record.event is not None
+            assert record.event.dagster_event is not None
+            evaluation = record.event.dagster_event.asset_check_evaluation_data
+            assert record.status.value == ("SUCCEEDED" if evaluation.passed else "FAILED")
+            found[name] = evaluation
+    return found
 
 
 def numbers(result: dg.ExecuteInProcessResult) -> dict[str, object]:
@@ -114,17 +140,198 @@ def test_a_workspace_that_needs_a_human_turns_red_once_and_green_when_it_is_well
     assert statuses(instance, [sick.partition_key])[sick.partition_key] == AssetPartitionStatus.MATERIALIZED
 
 
+def test_a_red_workspace_stays_red_while_its_other_calendars_change_and_turns_red_again_after_a_recovery(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    ann, bob = google.add_user("ann@example.com"), google.add_user("bob@example.com")
+    workspace = saas.workspace()
+    key = workspace.partition_key
+    saas.connect(workspace, ann)
+    connection = saas.connect(workspace, bob)
+    run_tick(instance)
+
+    def status() -> AssetPartitionStatus | None:
+        return statuses(instance, [key])[key]
+
+    google.revoke("bob@example.com")
+    run_tick(instance)
+    assert status() == AssetPartitionStatus.FAILED
+    google.edit(ann.calendars[0], [{"op": "insert", "event": meeting(n)} for n in range(2)])
+    changed = run_tick(instance)
+    assert changed.success
+    assert numbers(changed)["events_upserted"] == 2
+    assert status() == AssetPartitionStatus.FAILED, "the other calendar's events are no recovery"
+
+    google.reinstate("bob@example.com")
+    saas.regrant(connection, bob.refresh_token)
+    recovered = run_tick(instance)
+    assert status() == AssetPartitionStatus.MATERIALIZED
+    assert materialized(instance, recovered.run_id)[key]["events_upserted"] == 2, "told when it is well again"
+
+    google.revoke("bob@example.com")
+    assert not run_tick(instance).success
+    assert status() == AssetPartitionStatus.FAILED
+
+
+def test_a_run_of_another_shard_turns_a_workspace_green(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    bob = google.add_user("bob@example.com")
+    workspace = saas.workspace()
+    connection = saas.connect(workspace, bob)
+    key = workspace.partition_key
+    google.revoke("bob@example.com")
+    job = build_defs().resolve_job_def("calendar_sync")
+
+    def run(shard: int) -> dg.ExecuteInProcessResult:
+        config = dg.RunConfig(ops={"sync_ticks": TickConfig(shard=shard, of=2)})
+        return job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
+
+    assert not run(0).success
+    assert statuses(instance, [key])[key] == AssetPartitionStatus.FAILED
+    google.reinstate("bob@example.com")
+    saas.regrant(connection, bob.refresh_token)
+    assert set(materialized(instance, run(1).run_id)) == {key}
+    assert statuses(instance, [key])[key] == AssetPartitionStatus.MATERIALIZED
+
+
+def test_a_manual_run_that_crashed_leaves_a_healthy_workspace_red_only_until_the_next_tick(
+    google: Simulator,
+    saas: Saas,
+    instance: dg.DagsterInstance,
+    sync_environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workspace = saas.workspace()
+    key = workspace.partition_key
+    saas.connect(workspace, google.add_user("ann@example.com"))
+    run_tick(instance)
+    monkeypatch.delenv("GOOGLE_CLIENT_ID")
+    dg.materialize(
+        [calendar_events],
+        selection=[calendar_events],
+        partition_key=key,
+        instance=instance,
+        resources={"sync": SyncResource()},
+        raise_on_error=False,
+    )
+    assert statuses(instance, [key])[key] == AssetPartitionStatus.FAILED
+    sync_environment()
+    assert set(materialized(instance, run_tick(instance).run_id)) == {key}
+    assert statuses(instance, [key])[key] == AssetPartitionStatus.MATERIALIZED
+    assert materialized(instance, run_tick(instance).run_id) == {}
+
+
 def test_a_tick_that_fails_still_judges_the_whole_sync_after_its_work(
     google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
 ) -> None:
     saas.connect(saas.workspace(), google.add_user("ann@example.com"))
-    saas.connect(saas.workspace(), google.add_user("bob@example.com"))
+    sick = saas.workspace()
+    saas.connect(sick, google.add_user("bob@example.com"))
     google.revoke("bob@example.com")
     result = run_tick(instance)
     assert not result.success
-    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
-    assert {name for name, check in checks.items() if not check.passed} == {"nobody_is_needed"}
-    assert checks["calendars_are_fresh"].metadata["calendars"].value == 1, "they saw what this tick had done"
+    found = checks(instance, result.run_id)
+    assert {name for name, check in found.items() if not check.passed} == {"nobody_is_needed"}
+    assert found["workspaces_are_fresh"].metadata["calendars"].value == 1, "they saw what this tick had done"
+    assert f"1 workspaces wait for a human: {sick.partition_key} (reauth_required)" in str(
+        found["nobody_is_needed"].description
+    )
+
+
+def test_a_tick_without_its_settings_still_judges_what_the_database_says(
+    google: Simulator,
+    saas: Saas,
+    instance: dg.DagsterInstance,
+    sync_environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saas.connect(saas.workspace(), google.add_user("ann@example.com"))
+    run_tick(instance)
+    saas.execute("UPDATE sync.calendar_state SET due_at = now() - interval '1 hour', last_finished_at = due_at")
+    saas.execute("UPDATE sync.calendar_state SET last_finished_at = due_at, discovered_at = due_at")
+    monkeypatch.delenv("GOOGLE_CLIENT_ID")
+    found = checks(instance, run_tick(instance).run_id)
+    assert set(found) == CHECKS - {"quota_has_headroom"}
+    assert not found["workspaces_are_fresh"].passed
+
+
+def test_the_checks_can_be_run_by_themselves(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    result = dg.materialize(
+        [calendar_events, calendar_events_checks],
+        selection=dg.AssetSelection.checks(calendar_events_checks),
+        instance=instance,
+        resources={"sync": SyncResource()},
+    )
+    assert {check.check_name for check in result.get_asset_check_evaluations()} == CHECKS
+
+
+def test_an_idle_tick_writes_few_rows_whatever_the_number_of_workspaces(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    def rows_of_an_idle_tick() -> int:
+        run_tick(instance)
+        idle = run_tick(instance)
+        assert idle.success
+        assert numbers(idle)["incremental_syncs"]
+        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+            count = connection.exec_driver_sql("SELECT count(*) FROM event_logs WHERE run_id = %s", (idle.run_id,))
+            return int(count.scalar_one())
+
+    saas.connect(saas.workspace(), google.add_user("user-0@example.com"))
+    one = rows_of_an_idle_tick()
+    for n in range(1, 6):
+        saas.connect(saas.workspace(), google.add_user(f"user-{n}@example.com"))
+    assert rows_of_an_idle_tick() == one <= 17, "queueing and launching add 8 (tests/stack): 25 in all"
+
+
+def failing(google: Simulator, saas: Saas, *, well: int, broken: int) -> None:
+    for n in range(well + broken):
+        user = google.add_user(f"user-{n}@example.com")
+        saas.connect(saas.workspace(), user)
+        if n < broken:
+            google.add_fault("forbidden", method="events.list", user=user.email, reason="quotaExceeded")
+
+
+def test_failures_within_the_error_budget_leave_the_run_green_and_are_counted(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    failing(google, saas, well=2, broken=2)
+    result = run_tick(instance)
+    assert result.success
+    assert numbers(result)["workspaces_failed"] == 2
+    (event,) = result.asset_materializations_for_node("sync_ticks")
+    table = event.metadata["failures"].value
+    assert isinstance(table, dg.TableMetadataValue)
+    assert [record.data["kind"] for record in table.records] == ["quota_exceeded"] * 2
+    assert checks(instance, result.run_id)["failures_are_within_budget"].passed
+
+
+def test_more_failures_than_the_error_budget_fail_the_run_but_no_partition(
+    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+) -> None:
+    failing(google, saas, well=3, broken=3)
+    result = run_tick(instance)
+    assert not result.success
+    failure = result.failure_data_for_node("sync_ticks")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert "3 of 6 workspaces failed, more than the error budget of 5%: quota_exceeded" in str(
+        failure.user_failure_data.description
+    )
+    keys = [str(row[0]) for row in saas.execute("SELECT tenant_id || ':' || id FROM public.workspaces")]
+    assert set(statuses(instance, keys).values()) == {AssetPartitionStatus.MATERIALIZED}
+    assert not checks(instance, result.run_id)["failures_are_within_budget"].passed
+
+
+@pytest.mark.parametrize(
+    ("failed", "workspaces", "exceeded"),
+    [(0, 0, False), (2, 2, False), (3, 59, True), (3, 60, False), (50, 1000, False), (51, 1000, True)],
+)
+def test_the_error_budget_is_five_percent_and_three_workspaces(failed: int, workspaces: int, exceeded: bool) -> None:
+    assert error_budget.is_exceeded(failed, workspaces) == exceeded
 
 
 def test_a_missing_setting_fails_the_run_with_one_clear_sentence(
@@ -175,7 +382,10 @@ def test_a_wrong_cron_expression_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_materializing_a_workspace_syncs_it_at_once_and_can_read_it_completely(
     google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
 ) -> None:
-    sync_environment(SYNC_POLL_INTERVAL_SECONDS="3600", SYNC_CALENDAR_LIST_INTERVAL_SECONDS="3600")
+    hour = "3600"
+    sync_environment(
+        SYNC_POLL_INTERVAL_SECONDS=hour, SYNC_POLL_CEILING_SECONDS=hour, SYNC_CALENDAR_LIST_INTERVAL_SECONDS=hour
+    )
     user = google.add_user("ann@example.com")
     google.edit(user.calendars[0], [{"op": "insert", "event": meeting()}])
     workspace = saas.workspace()
@@ -283,8 +493,8 @@ def test_the_schedule_starts_one_run_per_shard_and_leaves_out_shards_that_wait(
         requests = schedule.evaluate_tick(context).run_requests or []
         assert [request.tags["sync/shard"] for request in requests] == ["0", "1"]
         assert [request.run_config["ops"]["sync_ticks"]["config"] for request in requests] == [
-            {"shard": 0, "of": 2},
-            {"shard": 1, "of": 2},
+            {"shard": 0, "of": 2, "watch_seconds": 0.0},
+            {"shard": 1, "of": 2, "watch_seconds": 0.0},
         ]
         instance.create_run_for_job(
             definitions.resolve_job_def("calendar_sync"),
@@ -295,6 +505,20 @@ def test_the_schedule_starts_one_run_per_shard_and_leaves_out_shards_that_wait(
         assert [request.tags["sync/shard"] for request in requests] == ["1"]
 
 
+def test_with_push_scheduled_runs_watch_for_notifications_until_their_time_budget_ends(
+    sync_environment: Environment,
+) -> None:
+    sync_environment(SYNC_WEBHOOK_URL="https://hooks.example.com/google", SYNC_TIME_BUDGET_SECONDS="90")
+    schedule = build_defs().get_schedule_def("calendar_sync_schedule")
+    with dg.instance_for_test() as instance:
+        context = dg.build_schedule_context(
+            instance=instance, scheduled_execution_time=datetime(2026, 3, 1, 12, tzinfo=UTC)
+        )
+        [request] = schedule.evaluate_tick(context).run_requests or []
+    assert request.run_config["ops"]["sync_ticks"]["config"]["watch_seconds"] == 90
+    assert TickConfig().watch_seconds == 0, "a run started by hand does not linger"
+
+
 @pytest.mark.parametrize("autostart", [True, False])
 def test_schedules_and_sensors_start_by_themselves_only_when_told(
     autostart: bool, monkeypatch: pytest.MonkeyPatch
@@ -302,7 +526,10 @@ def test_schedules_and_sensors_start_by_themselves_only_when_told(
     monkeypatch.setenv("PIPELINE_AUTOSTART", str(autostart))
     definitions = build_defs()
     running = {
-        definitions.get_schedule_def("calendar_sync_schedule").default_status == dg.DefaultScheduleStatus.RUNNING,
+        *(
+            definitions.get_schedule_def(name).default_status == dg.DefaultScheduleStatus.RUNNING
+            for name in ("calendar_sync_schedule", "sync_report_schedule", "purge_event_log_schedule")
+        ),
         definitions.get_sensor_def("workspaces_sensor").default_status == dg.DefaultSensorStatus.RUNNING,
     }
     assert running == {autostart}
