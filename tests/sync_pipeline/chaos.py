@@ -70,6 +70,7 @@ BLOWS = (
     "none",
 )
 """What may befall a worker. A cut after the commit is the treacherous one: it happened, and the worker never learns."""
+EDITS = ("insert", "patch", "patch", "delete", "restore", "reshape", "move", "instance", "cancel")
 FARTHEST = {"before_commit": 14, "after_commit": 14, "before_request": 12, "after_request": 12, "before_statement": 60}
 
 
@@ -310,6 +311,10 @@ class Outcome:
     strikes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
+    def raw(self) -> dict[str, Any]:
+        """The outcome as JSON."""
+        return {**vars(self), "strikes": dict(self.strikes)}
+
     @property
     def bad_rows(self) -> int:
         return self.lost + self.resurrected + self.duplicated
@@ -379,8 +384,9 @@ class Trial:
         rng = self._rng
         for _ in range(rng.randint(1, 6)):
             self._edit()
-        if rng.random() < 0.3:
-            self._google.expire_sync_tokens(self._some_calendar())
+        for _, calendar in self._calendars:
+            if rng.random() < 0.25:
+                self._google.expire_sync_tokens(calendar)
         for _ in range(rng.choice([0, 0, 1, 2])):
             fault = rng.choice([*PAGE_FAULTS, *OTHER_FAULTS])
             rule: dict[str, Any] = {"method": "events.list", **fault}
@@ -411,7 +417,7 @@ class Trial:
         at = rng.uniform(0.01, 0.35)
         timed: list[tuple[float, Callable[[], None]]] = []
         if blow in {"kill_at_point", "stop_at_point"}:
-            action, point = blow.partition("_")[0], rng.choice(POINTS)
+            action, point = blow.partition("_")[0], rng.choice([*POINTS, "after_request", "before_commit"])
             number = rng.randint(1, FARTHEST[point])
         elif blow == "terminate_at_commit":
             action, point, number = "terminate", "before_commit", rng.randint(1, FARTHEST["before_commit"])
@@ -442,15 +448,22 @@ class Trial:
             time.sleep(0.01)
 
     def _outlive(self, pid: int) -> None:
-        """Let others take over what a frozen worker holds, then wake it."""
+        """Let others take over what a frozen worker holds, then wake it; some die of that.
+
+        What a stale worker writes heals itself when it also stores its stale token. It does harm when it flips a
+        generation that others have replaced, or dies between its page and its token.
+        """
+        rng = self._rng
         time.sleep(LEASE_SECONDS * 1.2)
-        for _ in range(self._rng.randint(1, 2)):
-            self._edit()
+        for _ in range(rng.randint(1, 2)):
+            for _ in range(rng.randint(1, 4)):
+                self._edit(rng.choice(["delete", "delete", "patch", "insert", None]))
             self._forgive()
             self._tick()
-        if self._rng.random() < 0.5:
-            self._edit()
         self._signal(pid, signal.SIGCONT)
+        if rng.random() < 0.5:
+            time.sleep(rng.uniform(0.0, 0.05))
+            self._signal(pid, signal.SIGKILL)
 
     def _reap(self, pid: int) -> None:
         ended = self._arena.workers.wait(pid, "exited")
@@ -561,9 +574,11 @@ class Trial:
             if made:
                 self._events.append((calendar, str(made["id"]), shape))
 
-    def _edit(self) -> None:
+    def _edit(self, kind: str | None = None) -> None:
         rng = self._rng
-        kind = rng.choice(["insert", "patch", "patch", "delete", "restore", "reshape", "move", "instance", "cancel"])
+        kind = kind or rng.choice(
+            ["insert", "patch", "patch", "delete", "restore", "reshape", "move", "instance", "cancel"]
+        )
         if kind == "insert" or not self._events:
             self._insert()
             return
@@ -615,7 +630,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = Trial(ready, seed).run()
             outcomes.append(outcome)
             if not outcome.ok:
-                progress.console.print(f"[bold red]seed {seed}:[/] {asdict(outcome)}")
+                progress.console.print(f"[bold red]seed {seed}:[/] {outcome.raw()}")
             progress.advance(task)
             write(outcomes)
     strikes = sum((outcome.strikes for outcome in outcomes), Counter())
@@ -653,7 +668,7 @@ def write(outcomes: Sequence[Outcome]) -> None:
         "strikes": dict(strikes),
         "first_seed": outcomes[0].seed,
         "seconds_per_trial": round(sum(outcome.seconds for outcome in outcomes) / len(outcomes), 2),
-        "failing": [asdict(outcome) for outcome in failing],
+        "failing": [outcome.raw() for outcome in failing],
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
