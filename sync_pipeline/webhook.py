@@ -5,11 +5,11 @@ Does not: calling Google, opening channels (`sync_pipeline.channels`), syncing. 
 
 A notification says only that something changed: its number is no order (guides/push), it has no body, and it may come
 twice, late, or never. So the receiver writes that a pull is owed and answers; a run does the pull. That is one
-transaction of two statements, of which a duplicate needs only the first. Counts are gathered in memory and written
-every few seconds, so that a flood of forged notifications writes no more than silence does.
+transaction of two statements, the second of which finds nothing to write for a duplicate. Counts are gathered in
+memory and written every few seconds, so a flood of forged notifications writes no more than silence does.
 
-Measured on 2 cores shared with Postgres, load generator included: median 1.1 ms, p99 3 ms one at a time; 1,000
-notifications a second.
+Measured: 1.1 ms of CPU a notification, so one receiver takes about 900 a second on a core of its own. On 2 cores that
+14 busy processes shared, the answer came after 1 to 8 ms (medians of 200) and at worst after 100 ms (p99).
 """
 
 import argparse

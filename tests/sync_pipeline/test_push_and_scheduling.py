@@ -389,6 +389,25 @@ def test_a_running_receiver_is_healthy(hook: Hook) -> None:
     assert (answer.status_code, answer.text) == (200, "ok\n")
 
 
+def test_the_rights_of_the_role_pipeline_webhook_are_enough(
+    scene: Scene, database: Database, channel: dict[str, str]
+) -> None:
+    limited = f"{database.admin_dsn}{'&' if '?' in database.admin_dsn else '?'}options=-c%20role%3Dpipeline_webhook"
+    with psycopg.connect(limited) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("SELECT FROM sync.event_rows")
+    scene.keep_list()
+    scene.settle()
+    with receiving(limited, scene.saas) as hook:
+        assert httpx.get(hook.url.replace(webhook.DEFAULT_PATH, "/healthz")).status_code == 200
+        assert hook.post(**channel) == 204
+        assert hook.post(**{**channel, "resource_state": "sync"}) == 204
+        scene.saas.execute("UPDATE sync.channels SET calendar_id = NULL")
+        assert hook.post(**channel) == 204
+        hook.receiver.flush()
+    assert scene.is_owed()
+    assert scene.saas.one("SELECT list_notified_at IS NOT NULL FROM sync.connection_state") == (True,)
+
+
 def test_a_body_is_not_read(scene: Scene, hook: Hook, channel: dict[str, str]) -> None:
     headers = {f"X-Goog-{name.replace('_', '-').title()}": value for name, value in channel.items()}
 
