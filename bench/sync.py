@@ -9,7 +9,6 @@ not be measured is absent. With `--only` the figures of the other parts stay as 
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import dagster_run, fleet, naive_pool, poison, seed_loop
+from bench import dagster_run, fleet, naive_pool, poison, seed_loop, virtual_fleet
 from bench.fleet import Fleet
 from devstack.processes import CHECKOUT
 from sync_pipeline.tick import run_tick
@@ -272,16 +271,8 @@ def poisons() -> Measured:
 
 def virtual() -> Measured:
     """Calls a day and freshness on the virtual clock."""
-    if importlib.util.find_spec("bench.virtual_fleet") is None:
-        return Measured([], {})
-    module = importlib.import_module("bench.virtual_fleet")
-    found = module.figures()
-    figures, raw = found if isinstance(found, tuple) else (found, {})
-    names = ("name", "value", "target", "ok", "how")
-    return Measured(
-        [Figure(**{name: (one if isinstance(one, dict) else asdict(one))[name] for name in names}) for one in figures],
-        raw,
-    )
+    figures, raw = virtual_fleet.figures()
+    return Measured([Figure(**figure) for figure in figures], raw)
 
 
 def chaos(trials: int = CHAOS_TRIALS) -> Measured:

@@ -5,8 +5,8 @@ their lease and woken, or cut off from Postgres and Google at seeded moments, co
 tick. After it Postgres must show exactly what Google has, no calendar may be leased, no row of a dead generation may be
 left, and a further tick must find nothing to do, which is what a token that fits the rows means.
 
-A failing seed is run again with `--seed S --trials 1`. What is done is decided by the seed; when exactly a timed blow
-falls is up to the machine.
+A failing seed is run again with `--seed S --trials 1`. What befalls whom is decided by the seed; what a worker is
+doing at that moment, and so the outcome, also by the machine's pace.
 """
 
 import argparse
@@ -60,6 +60,8 @@ BLOWS = (
     "kill_at_point",
     "kill_at_point",
     "kill_at_time",
+    "stop_at_point",
+    "stop_at_point",
     "stop_at_point",
     "stop_at_point",
     "terminate_at_commit",
@@ -332,6 +334,8 @@ class Trial:
         self._google = arena.google
         self._saas = arena.saas
         self._rng = random.Random(seed)
+        # What is drawn while workers work depends on their pace, and must not move what comes after.
+        self._meanwhile = random.Random(-seed)
         self._outcome = Outcome(seed)
         self._calendars: list[tuple[Workspace, str]] = []
         self._events: list[tuple[str, str, int]] = []
@@ -376,7 +380,7 @@ class Trial:
             google.share(second, bob.email, "reader")
             self._calendars.append((workspaces[1], second))
         for _ in range(rng.randint(5, 14)):
-            self._insert()
+            self._insert(rng)
         if rng.random() < 0.75:
             self._tick()
 
@@ -388,8 +392,8 @@ class Trial:
             if rng.random() < 0.25:
                 self._google.expire_sync_tokens(calendar)
         for _ in range(rng.choice([0, 0, 1, 2])):
-            fault = rng.choice([*PAGE_FAULTS, *OTHER_FAULTS])
-            rule: dict[str, Any] = {"method": "events.list", **fault}
+            faults: list[Resource] = [*PAGE_FAULTS, *OTHER_FAULTS]
+            rule = {"method": "events.list", **rng.choice(faults)}
             self._google.add_fault(**rule, times=rng.randint(1, 4), after=rng.randint(0, 5))
         self._forgive()
         started = [self._start_doomed(proxy) for proxy in self._arena.proxies]
@@ -443,8 +447,8 @@ class Trial:
                 break
             while timed and timed[0][0] <= elapsed:
                 timed.pop(0)[1]()
-            if self._rng.random() < 0.3:
-                self._edit()
+            if self._meanwhile.random() < 0.3:
+                self._edit(rng=self._meanwhile)
             time.sleep(0.01)
 
     def _outlive(self, pid: int) -> None:
@@ -564,23 +568,20 @@ class Trial:
             "status = 'active'"
         )
 
-    def _some_calendar(self) -> str:
-        return self._rng.choice(self._calendars)[1]
-
-    def _insert(self) -> None:
-        calendar, shape = self._some_calendar(), self._rng.randrange(len(SHAPES))
-        body = {"summary": f"Event {self._rng.randrange(1000)}", **SHAPES[shape]}
+    def _insert(self, rng: random.Random) -> None:
+        calendar, shape = rng.choice(self._calendars)[1], rng.randrange(len(SHAPES))
+        body = {"summary": f"Event {rng.randrange(1000)}", **SHAPES[shape]}
         for made in self._google.edit(calendar, [{"op": "insert", "event": body}]):
             if made:
                 self._events.append((calendar, str(made["id"]), shape))
 
-    def _edit(self, kind: str | None = None) -> None:
-        rng = self._rng
+    def _edit(self, kind: str | None = None, *, rng: random.Random | None = None) -> None:
+        rng = rng or self._rng
         kind = kind or rng.choice(
             ["insert", "patch", "patch", "delete", "restore", "reshape", "move", "instance", "cancel"]
         )
         if kind == "insert" or not self._events:
-            self._insert()
+            self._insert(rng)
             return
         position = rng.randrange(len(self._events))
         calendar, event_id, shape = self._events[position]
@@ -592,7 +593,7 @@ class Trial:
         elif kind == "reshape":
             edit["event"] = {"recurrence": None, **rng.choice(SHAPES)}
         elif kind == "move":
-            edit = {"op": "move", "id": event_id, "destination": self._some_calendar()}
+            edit = {"op": "move", "id": event_id, "destination": rng.choice(self._calendars)[1]}
         elif kind in {"instance", "cancel"} and shape in INSTANCES:
             edit["id"] = f"{event_id}_{rng.choice(INSTANCES[shape])}"
             if kind == "cancel":
