@@ -1,6 +1,7 @@
 """Whatever happens in Google and on the way, Postgres ends up equal to Google."""
 
 import contextlib
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -18,10 +19,10 @@ from hypothesis.stateful import (
 from devstack.google_calendar import Simulator, SimulatorError
 from devstack.google_calendar.resource import Resource
 from sync_pipeline import tick
-from sync_pipeline.google_calendar import EVENT_PARAMETERS
 from sync_pipeline.services import Services
 from sync_pipeline.workspaces import Workspace
 from tests.sync_pipeline.conftest import Saas, differences
+from tests.sync_pipeline.scenes import make_due
 
 PAGE_FAULTS = [
     {"kind": "error", "status": 500},
@@ -177,15 +178,6 @@ def instance(event: tuple[int, str, int], which: int) -> str:
     return f"{event[1]}_{suffixes[which % len(suffixes)]}"
 
 
-def make_due(saas: Saas, workspace: Workspace) -> None:
-    """Let backoff, breaker and parking pass."""
-    for statement in (
-        "UPDATE sync.calendar_state SET due_at = 'epoch', breaker_until = NULL WHERE workspace_id = %s",
-        "UPDATE sync.connection_state SET list_due_at = 'epoch', parked_until = NULL WHERE workspace_id = %s",
-    ):
-        saas.execute(statement, workspace.workspace_id)
-
-
 def run(examples: int, steps: int, saas: Saas, google: Simulator, services: Services) -> None:
     run_state_machine_as_test(
         machine(saas, google, services),
@@ -199,22 +191,17 @@ def run(examples: int, steps: int, saas: Saas, google: Simulator, services: Serv
     )
 
 
-@pytest.fixture
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sync_pipeline.google_calendar.EVENT_PARAMETERS", {**EVENT_PARAMETERS, "maxResults": 2})
-
-
-@pytest.mark.usefixtures("small_pages")
 def test_after_any_edits_and_faults_two_good_ticks_make_postgres_equal_to_google(
-    saas: Saas, google: Simulator, services: Services
+    saas: Saas, google: Simulator, services: Services, pages_of: Callable[[int], None]
 ) -> None:
+    pages_of(2)
     run(25, 25, saas, google, services)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("small_pages")
 def test_after_very_many_edits_and_faults_two_good_ticks_make_postgres_equal_to_google(
-    saas: Saas, google: Simulator, services: Services
+    saas: Saas, google: Simulator, services: Services, pages_of: Callable[[int], None]
 ) -> None:
+    pages_of(2)
     run(400, 60, saas, google, services)
