@@ -1,6 +1,5 @@
 """Each failure has one consequence, stays in its unit, and is written down without anything personal."""
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -205,96 +204,6 @@ def test_a_used_up_quota_parks_one_connection_and_no_other(
     assert google.counts().count("events.list", user="bob@example.com") == 1
 
 
-def test_a_revoked_grant_is_asked_once_then_never_until_it_is_replaced(
-    google: Simulator, saas: Saas, tick_once: Tick
-) -> None:
-    user = google.add_user("ann@example.com")
-    calendars = [*user.calendars, *(google.add_calendar("ann@example.com", f"C{n}") for n in range(3))]
-    workspace = saas.workspace()
-    connection = saas.connect(workspace, user)
-    google.edit(calendars[0], [{"op": "insert", "event": meeting()}])
-    tick_once()
-    google.revoke("ann@example.com")
-    google.reset_counts()
-
-    assert kinds(tick_once()) == ["reauth_required"], "one of four calendars told it; the list told the others"
-    assert google.counts().count("oauth.token") == 1
-    google.reset_counts()
-    assert [kinds(tick_once()) for _ in range(2)] == [[], []]
-    assert google.counts().total == 0
-    assert len(saas.events(workspace, calendars[0])) == 1, "data stays"
-
-    google.reinstate("ann@example.com")
-    saas.regrant(connection, user.refresh_token)
-    result = tick_once()
-    assert (kinds(result), result.tally.incremental_syncs, result.tally.full_syncs) == ([], 4, 0), (
-        "old tokens still work"
-    )
-
-
-def test_a_grant_no_key_opens_is_a_grant_that_is_refused(google: Simulator, saas: Saas, tick_once: Tick) -> None:
-    workspace = saas.workspace()
-    connection = saas.connect(workspace, google.add_user("ann@example.com"))
-    saas.execute(
-        "UPDATE public.google_connections SET refresh_token_encrypted = 'not a grant' WHERE id = %s", connection
-    )
-    assert kinds(tick_once()) == ["reauth_required"]
-    assert google.counts().total == 0
-
-
-def test_access_tokens_are_kept_encrypted_and_used_by_the_next_run(
-    google: Simulator, saas: Saas, tick_once: Tick, ann: tuple[Workspace, str]
-) -> None:
-    tick_once()
-    assert google.counts().count("oauth.token") == 0
-    (kept,) = saas.one("SELECT access_token_encrypted FROM sync.connection_state")
-    assert isinstance(kept, bytes)
-    assert kept.startswith(b"gAAAA")
-    google.expire_access_tokens("ann@example.com")
-    result = tick_once()
-    assert kinds(result) == []
-    assert google.counts().count("oauth.token") == 1, "one refresh after the 401"
-
-
-def test_a_calendar_shared_to_two_tenants_has_two_tokens_and_two_sets_of_rows(
-    google: Simulator, saas: Saas, tick_once: Tick, ann: tuple[Workspace, str]
-) -> None:
-    workspace, calendar = ann
-    bob = google.add_user("bob@example.com")
-    google.share(calendar, "bob@example.com", "reader")
-    other = saas.workspace()
-    saas.connect(other, bob)
-    tick_once()
-    assert set(saas.events(other, calendar)) == set(saas.events(workspace, calendar))
-    assert saas.one("SELECT count(DISTINCT sync_token) FROM sync.calendar_state WHERE calendar_id = %s", calendar) == (
-        2,
-    )
-
-
-def test_a_calendar_is_retired_only_when_two_complete_lists_do_not_name_it(
-    google: Simulator, saas: Saas, tick_once: Tick, ann: tuple[Workspace, str]
-) -> None:
-    workspace, _ = ann
-    bob = google.add_user("bob@example.com")
-    shared = google.add_calendar("bob@example.com", "Shared")
-    google.edit(shared, [{"op": "insert", "event": meeting()}])
-    google.share(shared, "ann@example.com", "reader")
-    tick_once()
-    assert len(saas.events(workspace, shared)) == 1
-    del bob
-    google.add_fault("error", method="calendarList.list", times=100)
-    tick_once()
-    google.clear_faults()
-    saas.execute("UPDATE sync.connection_state SET list_due_at = 'epoch'")
-    google.remove_calendar(shared)
-    tick_once()
-    tick_once()
-    assert saas.events(workspace, shared) == {}
-    assert saas.one(
-        "SELECT count(*) FROM sync.calendar_event_changes WHERE calendar_id = %s AND deleted_at IS NOT NULL", shared
-    ) == (1,)
-
-
 def test_poison_events_are_quarantined_and_everything_else_goes_on(
     google: Simulator, saas: Saas, tick_once: Tick, ann: tuple[Workspace, str]
 ) -> None:
@@ -377,39 +286,6 @@ def test_the_least_recently_served_tenant_comes_first_and_tenants_take_turns(
     result = tick_once()
     order = [one.workspace for one in result.results]
     assert order.index(small) < 5, "it is in the first batch of four, beside the big tenant"
-
-
-def test_nothing_personal_and_nothing_secret_is_logged_or_told(
-    google: Simulator, saas: Saas, tick_once: Tick, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    for name in ("googleapiclient", "google", "httplib2", "urllib3"):
-        logging.getLogger(name).propagate = True
-    user = google.add_user("canary-mail@example.com")
-    google.put_raw(
-        user.calendars[0],
-        [meeting(1, id="canary1", summary="canary-summary"), meeting(2, id="canary2", summary=["canary-poison"])],
-    )
-    saas.connect(saas.workspace(), user)
-    told = [tick_once()]
-    for fault in (
-        {"kind": "error"},
-        {"kind": "html"},
-        {"kind": "not_found"},
-        {"kind": "drop"},
-        {"kind": "no_sync_token"},
-    ):
-        google.clear_faults()
-        google.add_fault(**fault, method="events.list")
-        make_due(saas, Workspace(*saas.one("SELECT tenant_id, workspace_id FROM sync.calendar_state")))  # type: ignore[arg-type]  # uuids
-        told.append(tick_once())
-    google.revoke("canary-mail@example.com")
-    told.append(tick_once())
-    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
-    everything = "\n".join([*ours, *(repr(result) for result in told)])
-    assert [kind for result in told for kind in kinds(result)], "the test makes errors"
-    for secret in ("canary", user.refresh_token, user.access_token):
-        assert secret not in everything
 
 
 def test_backoff_doubles_up_to_an_hour_and_is_jittered() -> None:

@@ -197,15 +197,6 @@ def test_an_older_version_never_replaces_a_newer_one_but_an_equally_old_one_does
     assert write("no stamp", None) == "no stamp"
 
 
-def test_a_renamed_calendar_takes_its_new_name(google: Simulator, saas: Saas, tick_once: Tick) -> None:
-    user = google.add_user("ann@example.com")
-    saas.connect(saas.workspace(), user)
-    tick_once()
-    google.rename(user.calendars[0], "Travels")
-    tick_once()
-    assert saas.calendar(user.calendars[0], "summary") == ("Travels",)
-
-
 def test_requests_are_counted_by_tenant(google: Simulator, saas: Saas, tick_once: Tick) -> None:
     user = google.add_user("ann@example.com")
     workspace = saas.workspace()
