@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -392,8 +392,7 @@ class Trial:
             if rng.random() < 0.25:
                 self._google.expire_sync_tokens(calendar)
         for _ in range(rng.choice([0, 0, 1, 2])):
-            faults: list[Resource] = [*PAGE_FAULTS, *OTHER_FAULTS]
-            rule = {"method": "events.list", **rng.choice(faults)}
+            rule = {"method": "events.list", **rng.choice([*cast("list[Resource]", PAGE_FAULTS), *OTHER_FAULTS])}
             self._google.add_fault(**rule, times=rng.randint(1, 4), after=rng.randint(0, 5))
         self._forgive()
         started = [self._start_doomed(proxy) for proxy in self._arena.proxies]
