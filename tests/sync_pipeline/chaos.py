@@ -311,11 +311,13 @@ class Outcome:
     """Rows of generations that nobody reads any more."""
     violations: list[str] = field(default_factory=list)
     strikes: Counter[str] = field(default_factory=Counter)
+    troubles: Counter[str] = field(default_factory=Counter)
+    """What the workers that lived said of it."""
     seconds: float = 0.0
 
     def raw(self) -> dict[str, Any]:
         """The outcome as JSON."""
-        return {**vars(self), "strikes": dict(self.strikes)}
+        return {**vars(self), "strikes": dict(self.strikes), "troubles": dict(self.troubles)}
 
     @property
     def bad_rows(self) -> int:
@@ -476,9 +478,7 @@ class Trial:
         elif ended["status"] == -signal.SIGKILL:
             self._outcome.strikes["killed"] += 1
         result = self._arena.workers.result(pid) or {}
-        for kind in result.get("troubles", ()):
-            if kind == "lease_lost":
-                self._outcome.strikes["woke without its lease"] += 1
+        self._outcome.troubles.update(result.get("troubles", ()))
 
     def _calm(self) -> None:
         self._forgive()
@@ -561,11 +561,15 @@ class Trial:
 
     def _forgive(self) -> None:
         """Let backoff, breakers and parking pass."""
-        self._saas.execute("UPDATE sync.calendar_state SET due_at = 'epoch', breaker_until = NULL")
-        self._saas.execute(
-            "UPDATE sync.connection_state SET list_due_at = 'epoch', parked_until = NULL, failed_visits = 0, "
-            "status = 'active'"
-        )
+        for statement in (
+            "UPDATE sync.calendar_state SET due_at = 'epoch', breaker_until = NULL",
+            "UPDATE sync.connection_state "
+            "SET list_due_at = 'epoch', parked_until = NULL, failed_visits = 0, status = 'active'",
+        ):
+            while True:  # a worker locks the rows in another order
+                with contextlib.suppress(psycopg.errors.DeadlockDetected):
+                    self._saas.execute(statement)
+                    break
 
     def _insert(self, rng: random.Random) -> None:
         calendar, shape = rng.choice(self._calendars)[1], rng.randrange(len(SHAPES))
@@ -666,6 +670,7 @@ def write(outcomes: Sequence[Outcome]) -> None:
             },
         ],
         "strikes": dict(strikes),
+        "troubles": dict(sum((outcome.troubles for outcome in outcomes), Counter[str]())),
         "first_seed": outcomes[0].seed,
         "seconds_per_trial": round(sum(outcome.seconds for outcome in outcomes) / len(outcomes), 2),
         "failing": [outcome.raw() for outcome in failing],

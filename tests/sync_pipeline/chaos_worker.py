@@ -34,6 +34,7 @@ IDLE_IN_TRANSACTION_SECONDS = 1
 LONGEST_SLEEP_SECONDS = 0.005
 MOST_TROUBLES = 20
 SERVICES: dict[str, Any] = {}
+CHILDREN: set[int] = set()
 POINTS = ("before_commit", "after_commit", "before_request", "after_request", "before_statement")
 
 
@@ -178,6 +179,8 @@ def serve() -> None:
         if 0 in ready:
             chunk = os.read(0, 65536)
             if not chunk:
+                for pid in CHILDREN:
+                    os.kill(pid, signal.SIGKILL)
                 return
             *complete, lines = (lines + chunk).split(b"\n")
             for line in complete:
@@ -186,6 +189,7 @@ def serve() -> None:
                 pid = os.fork()
                 if pid == 0:
                     child(job)
+                CHILDREN.add(pid)
                 tell("started", pid)
 
 
@@ -220,6 +224,7 @@ def report_children() -> None:
         if os.WIFSTOPPED(status):
             tell("stopped", pid)
         else:
+            CHILDREN.discard(pid)
             tell("exited", pid, status=os.waitstatus_to_exitcode(status))
 
 
