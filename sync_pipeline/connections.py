@@ -114,6 +114,13 @@ def register(connection: Connection) -> None:
           AND s.grant_fingerprint IS DISTINCT FROM {grant_fingerprint}
         """)
     )
+    # Of a connection from before accounts were noted, the account is taken to be the one it had.
+    connection.execute(
+        _sql("""
+        UPDATE sync.connection_state s SET account_fingerprint = {account_fingerprint}
+        FROM public.google_connections g WHERE {same_connection} AND s.account_fingerprint IS NULL
+        """)
+    )
     connection.execute(
         _sql("""
         WITH other_account AS (
