@@ -36,7 +36,7 @@ class UnreadableEventError(Exception):
     """An item of a page cannot become a row; the text names the field, never its value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EventRow:
     """One event, as `sync.event_rows` holds it; times are instants in UTC, dates are zone-free."""
 
@@ -69,7 +69,7 @@ class EventRow:
     raw: Mapping[str, Json]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class UnreadableEvent:
     """An item for the quarantine."""
 
@@ -83,7 +83,7 @@ class UnreadableEvent:
         return hashlib.sha256(self.raw.encode()).digest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EventBatch:
     """The items of one page, sorted out: at most one row per event id."""
 

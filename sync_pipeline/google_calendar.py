@@ -77,7 +77,7 @@ CallCounter = Counter[tuple[str, str]]
 """(method, outcome) -> requests; an outcome is an HTTP status or `no_answer`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EventsPage:
     """One page of `events.list`."""
 
@@ -86,7 +86,7 @@ class EventsPage:
     next_sync_token: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CalendarEntry:
     """One entry of a `calendarList`."""
 
@@ -98,7 +98,7 @@ class CalendarEntry:
     deleted: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CalendarListPage:
     """One page of `calendarList.list`."""
 

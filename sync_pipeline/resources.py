@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import psycopg
 
 from scaling.databases import DatabaseRouter
+from scaling.errors import UserError
 from scaling.resources import databases
+from sync_pipeline.errors import InternalError, SyncError
 from sync_pipeline.services import Services, open_services
 
 
@@ -27,7 +30,7 @@ class SyncResource(dg.ConfigurableResource[None]):
         Raises:
             UserError: a setting is missing or wrong.
         """
-        with open_services() as services:
+        with _texts_kept_back(), open_services() as services:
             yield services
 
     @contextmanager
@@ -37,5 +40,24 @@ class SyncResource(dg.ConfigurableResource[None]):
         Raises:
             UserError: a setting is missing or wrong.
         """
-        with databases("sync_pipeline") as router:
+        with _texts_kept_back(), databases("sync_pipeline") as router:
             yield router
+
+
+@contextmanager
+def _texts_kept_back() -> Iterator[None]:
+    """Reduce an error nobody foresaw to its type and its place in the code.
+
+    Dagster keeps the text of whatever ends a step, and of its causes; a text of Postgres names keys, which are mail
+    addresses, and others may hold tokens.
+
+    Raises:
+        InternalError: in place of it, with its stack.
+    """
+    try:
+        yield
+    except (UserError, SyncError, dg.Failure, dg.DagsterError):
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever it is, its text must not get out
+        code = f" {error.sqlstate}" if isinstance(error, psycopg.Error) and error.sqlstate else ""
+        raise InternalError(f"{type(error).__name__}{code}").with_traceback(error.__traceback__) from None
