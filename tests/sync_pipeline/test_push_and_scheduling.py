@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -683,17 +683,30 @@ def test_whoever_took_the_calendar_while_google_was_asked_has_to_pull_once_more(
 
 @pytest.mark.parametrize("same_lease", [True, False], ids=["one lease twice", "a lease and its successor"])
 def test_two_keepers_at_once_open_one_channel(scene: Scene, same_lease: bool) -> None:
-    first = scene.lease()
-    second = first if same_lease else scene.lease()
-    start = threading.Barrier(2)
+    lease = scene.lease()
+    others: list[Future[bool]] = []
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
-    def keep(lease: CalendarLease) -> bool:
-        start.wait()
+    def keep_too() -> bool:
         api = scene.services.google.connect(scene.google.users[0].refresh_token, calls=Counter())
-        return scene.keeper.keep_calendar(api, scene.transaction, lease)
+        return scene.keeper.keep_calendar(api, scene.transaction, lease if same_lease else scene.lease())
 
-    with ThreadPoolExecutor(2) as threads:
-        assert sorted(threads.map(keep, [first, second])) == [False, True]
+    with ThreadPoolExecutor(1) as threads:
+
+        @contextmanager
+        def met_before_commit() -> Iterator[Connection]:
+            with scene.transaction() as connection:
+                yield connection
+                if not others:
+                    others.append(threads.submit(keep_too))
+                    wait_until(
+                        lambda: others[0].done() or scene.saas.one(waiting) == (1,),
+                        timeout_seconds=10,
+                        what="the other keeper has done what it can",
+                    )
+
+        opened = scene.keeper.keep_calendar(scene.api, met_before_commit, lease)
+        assert [opened, others[0].result()] == [True, False]
 
     assert scene.states() == ["open"]
     assert len(scene.open_at_google()) == 1
