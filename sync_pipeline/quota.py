@@ -197,14 +197,15 @@ def account_key(google_account: str | None, connection_id: UUID) -> bytes:
 
 
 # The moment a statement began is one value for all of it, read before it waits for the row's lock. Then another
-# process's moment may be later; a bucket never goes back in time, unless the server's clock was set back.
+# process's moment may be later; a bucket never goes back in time, unless the server's clock was set back. Then the next
+# reservation is not refused, because a refusal writes nothing and the bucket would wait for the old time to come.
 _LEVEL = sql.SQL(
     "least({capacity}, b.tokens + {rate} * greatest(0, extract(epoch FROM {at} - b.refilled_at)::double precision))"
 )
+_SET_BACK = sql.SQL("b.refilled_at > excluded.refilled_at + interval '1 second'")
 _REFILLED_AT = sql.SQL(
-    "CASE WHEN b.refilled_at > excluded.refilled_at + interval '1 second' THEN excluded.refilled_at "
-    "ELSE greatest(b.refilled_at, excluded.refilled_at) END"
-)
+    "CASE WHEN {} THEN excluded.refilled_at ELSE greatest(b.refilled_at, excluded.refilled_at) END"
+).format(_SET_BACK)
 _FACTOR = sql.SQL(
     "least(1, b.factor + coalesce(greatest(0, extract(epoch FROM {at} - b.factor_at)::double precision), 0) "
     "/ {recovery})"
@@ -217,7 +218,7 @@ _TAKE = sql.SQL("""
         SELECT 'project', '', %(capacity)s::float8 - %(calls)s, at FROM moment
         ON CONFLICT (scope, key) DO UPDATE
         SET tokens = {level} - %(calls)s / {factor_before}, refilled_at = {refilled_at}
-        WHERE {level} - %(calls)s / {factor_before} >= %(lowest)s::float8
+        WHERE {level} - %(calls)s / {factor_before} >= %(lowest)s::float8 OR {set_back}
         RETURNING tokens, {factor} AS factor
     ), today AS (
         INSERT INTO sync.call_days AS d (day, calls)
@@ -302,9 +303,9 @@ def reserve_users(
             ORDER BY w.key
             ON CONFLICT (scope, key) DO UPDATE
             SET tokens = {level} - (%(capacity)s::float8 - excluded.tokens), refilled_at = {refilled_at}
-            WHERE {level} - (%(capacity)s::float8 - excluded.tokens) >= %(lowest)s::float8
+            WHERE {level} - (%(capacity)s::float8 - excluded.tokens) >= %(lowest)s::float8 OR {set_back}
             RETURNING key, tokens
-            """).format(level=level, refilled_at=_REFILLED_AT),
+            """).format(level=level, refilled_at=_REFILLED_AT, set_back=_SET_BACK),
         values,
     ).fetchall()
     waits = {bytes(key): max(0.0, -tokens / rate.per_second) for key, tokens in rows}
@@ -668,6 +669,7 @@ class CallQuota:
                         factor_before=_factor("excluded.refilled_at"),
                         factor=_factor("(SELECT at FROM moment)"),
                         refilled_at=_REFILLED_AT,
+                        set_back=_SET_BACK,
                     ),
                     {
                         "calls": size,
