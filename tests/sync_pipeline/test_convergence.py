@@ -20,7 +20,6 @@ from devstack.google_calendar import Simulator, SimulatorError
 from devstack.google_calendar.resource import Resource
 from sync_pipeline import tick
 from sync_pipeline.services import Services
-from sync_pipeline.workspaces import Workspace
 from tests.sync_pipeline.conftest import Saas, differences
 from tests.sync_pipeline.scenes import make_due
 

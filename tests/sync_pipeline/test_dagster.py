@@ -20,7 +20,7 @@ from sync_pipeline.definitions import build_defs
 from sync_pipeline.partitions import workspaces as partitions
 from sync_pipeline.resources import SyncResource
 from tests.sync_pipeline.conftest import Saas
-from tests.sync_pipeline.test_sync import meeting
+from tests.sync_pipeline.scenes import meeting
 
 Environment = Callable[..., None]
 
