@@ -561,14 +561,13 @@ class Trial:
 
     def _forgive(self) -> None:
         """Let backoff, breakers and parking pass."""
-        for statement in (
-            "UPDATE sync.calendar_state SET due_at = 'epoch', breaker_until = NULL",
-            "UPDATE sync.connection_state "
-            "SET list_due_at = 'epoch', parked_until = NULL, failed_visits = 0, status = 'active'",
-        ):
+        for table, changes in {
+            "calendar_state": "due_at = 'epoch', breaker_until = NULL",
+            "connection_state": "list_due_at = 'epoch', parked_until = NULL, failed_visits = 0, status = 'active'",
+        }.items():
             while True:  # a worker locks the rows in another order
                 with contextlib.suppress(psycopg.errors.DeadlockDetected):
-                    self._saas.execute(statement)
+                    self._saas.execute(f"UPDATE sync.{table} SET {changes}")
                     break
 
     def _insert(self, rng: random.Random) -> None:
