@@ -17,6 +17,8 @@ SETTINGS = {
     "PIPELINE_AUTOSTART": "true",
     "SYNC_CRON": "* * * * *",  # cron's shortest period; the default's two minutes only take longer
     "SYNC_POLL_INTERVAL_SECONDS": "0",
+    "SYNC_POLL_CEILING_SECONDS": "0",
+    "SYNC_TIME_BUDGET_SECONDS": "20",  # with push a run watches for notifications until it is used up
 }
 BACKFILLED_MONTHS = 3
 

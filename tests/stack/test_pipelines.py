@@ -10,6 +10,7 @@ import pytest
 from devstack.dagster_ui import FINISHED_RUN, Run
 from devstack.edits import edit_calendars, is_mirrored
 from devstack.processes import CHECKOUT, wait_until
+from devstack.stack import DAGSTER_DATABASE
 from scaling.errors import UserError
 from tests.stack.conftest import Instance
 
@@ -24,6 +25,15 @@ def scheduled_ticks(instance: Instance) -> list[Run]:
 def rows(instance: Instance, query: str) -> list[tuple[object, ...]]:
     with psycopg.connect(instance.stack.database.dsn) as connection:
         return connection.execute(query.encode()).fetchall()
+
+
+def dagster_rows(instance: Instance, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(instance.stack.servers.postgres.dsn(DAGSTER_DATABASE)) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def complete_reads(instance: Instance, calendar: str) -> int:
+    return instance.stack.google.counts().count("events.list", calendar=calendar, incremental=False)
 
 
 def test_the_sensor_gives_every_connected_workspace_its_partition(instance: Instance) -> None:
@@ -54,6 +64,7 @@ def test_the_schedule_launches_ticks_that_mirror_every_calendar(instance: Instan
 def test_an_operator_brings_an_edit_over_by_syncing_the_workspace(instance: Instance) -> None:
     google, dsn = instance.stack.google, instance.stack.database.dsn
     [edited] = edit_calendars(google, 1)
+    complete_before = complete_reads(instance, edited.calendar)
     [(key,)] = rows(
         instance,
         "SELECT tenant_id || ':' || workspace_id FROM public.google_connections"
@@ -69,8 +80,53 @@ def test_an_operator_brings_an_edit_over_by_syncing_the_workspace(instance: Inst
     )
     assert run.status == "SUCCESS", instance.ui.failure(run.id)
     assert run.tags["dagster/partition"] == key
+    assert complete_reads(instance, edited.calendar) == complete_before + 1, "ticks read changes only"
     assert is_mirrored(google, edited.calendar, dsn)
     assert instance.ui.numbers("calendar_events")[str(key)]["calendars"] >= 1
+
+
+def test_a_backfill_of_all_workspaces_is_one_run_for_a_hundred_of_them(instance: Instance) -> None:
+    keys = instance.ui.partitions("calendar_events")
+    backfill = instance.ui.wait_for_backfill(instance.ui.launch_backfill("calendar_events", keys), timeout_seconds=200)
+    [run] = instance.ui.runs(tags={"dagster/backfill": backfill.id})
+    assert run.status == "SUCCESS", instance.ui.failure(run.id)
+    assert (backfill.status, backfill.materialized, backfill.failed) == ("COMPLETED_SUCCESS", len(keys), 0)
+
+
+def test_a_scheduled_idle_tick_writes_at_most_25_rows_from_the_queue_to_its_end(instance: Instance) -> None:
+    before = len(scheduled_ticks(instance))
+    wait_until(lambda: len(scheduled_ticks(instance)) > before, timeout_seconds=200, what="a further tick has ended")
+    idle = [
+        run_id
+        for (run_id,) in rows(
+            instance,
+            "SELECT run_id FROM sync.runs WHERE events_upserted + events_deleted = 0 AND finished_at IS NOT NULL",
+        )
+    ]
+    ended = {run.id for run in scheduled_ticks(instance) if run.status == "SUCCESS"}
+    counts = [
+        int(str(count))
+        for run_id, count in dagster_rows(instance, "SELECT run_id, count(*) FROM event_logs GROUP BY run_id")
+        if run_id in idle and run_id in ended
+    ]
+    assert counts, "no tick was idle"
+    assert max(counts) <= 25
+
+
+def test_an_operator_reports_a_past_day_and_purges_the_event_log(instance: Instance) -> None:
+    yesterday = instance.ui.partitions("sync_report")[-1]
+    with psycopg.connect(instance.stack.database.dsn) as connection:
+        connection.execute(
+            "INSERT INTO sync.runs (run_id, shard, of, started_at, finished_at, calendars_live) "
+            "VALUES ('of yesterday', 0, 1, %s::date + interval '12 hours', now(), 3)",
+            [yesterday],
+        )
+    report = instance.ui.materialize("sync_pipeline", "sync_report", partition=yesterday)
+    purge = instance.ui.launch_job("sync_pipeline", "purge_event_log")
+    for run_id in (report, purge):
+        run = instance.ui.wait_for_run(run_id)
+        assert run.status == "SUCCESS", instance.ui.failure(run.id)
+    assert instance.ui.numbers("sync_report")[yesterday]["calls_of_two_minute_polling"] == 90
 
 
 def test_a_backfill_of_a_workspace_that_does_not_exist_is_refused(instance: Instance) -> None:
