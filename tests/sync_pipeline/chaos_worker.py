@@ -50,6 +50,8 @@ class Job:
     """kill, stop, or terminate (its database session)."""
     point: str | None = None
     number: int = 0
+    patient: bool = False
+    """With the leases of production: nothing befalls it, so a slow machine must not make it lose them."""
 
 
 class Fate:
@@ -112,12 +114,10 @@ def intercept(fate: Fate, job: Job) -> None:
 
 
 def shorten() -> None:
-    """Small pages, so that few events make many; short leases, so that a trial outlives them."""
-    replace(google_calendar, "EVENT_PARAMETERS", {**google_calendar.EVENT_PARAMETERS, "maxResults": PAGE_SIZE})
+    """Leases so short that a trial outlives them."""
     replace(leases, "LEASE_SECONDS", LEASE_SECONDS)
     replace(tick, "HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     replace(databases, "IDLE_IN_TRANSACTION_SECONDS", IDLE_IN_TRANSACTION_SECONDS)
-    replace(google_calendar, "build", build_once)
 
 
 def build_once(*arguments: Any, client_options: dict[str, str], **options: Any) -> Any:
@@ -136,6 +136,8 @@ def replace(module: object, name: str, value: object) -> None:
 def work(job: Job) -> None:
     """Tick; an error that ends a run is what Dagster would report, the next tick comes all the same."""
     os.environ.update(job.environment)
+    if not job.patient:
+        shorten()
     intercept(Fate(job), job)
     numbers: list[dict[str, float]] = []
     troubles: list[str] = []
@@ -164,7 +166,9 @@ def serve() -> None:
     """Fork a child per line until standard input ends."""
     logging.getLogger("sync_pipeline").setLevel(logging.CRITICAL)
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
-    shorten()
+    # Small pages, so that few events make many.
+    replace(google_calendar, "EVENT_PARAMETERS", {**google_calendar.EVENT_PARAMETERS, "maxResults": PAGE_SIZE})
+    replace(google_calendar, "build", build_once)
     wake, waker = os.pipe()
     for end in (wake, waker):
         os.set_blocking(end, False)
