@@ -651,7 +651,11 @@ def test_several_tenants_limited_at_once_slow_the_whole_project_which_recovers_b
     assert quota.in_flight.limit == 4
 
     tenants[0].limited()
+    other_process = make(per_minute=6000)
+    for _ in range(3):
+        gate(other_process).limited()
     assert (factor(), quota.in_flight.limit) == (0.5, 4), "answers to calls that were under way"
+    assert other_process.in_flight.limit == 4
     for _ in range(20):
         time.pass_by(quotas.FACTOR_PAUSE_SECONDS)
         for tenant in tenants:
