@@ -48,6 +48,8 @@ from tests.sync_pipeline.test_convergence import INSTANCES, PAGE_FAULTS, SHAPES
 RESULTS = Path("var/bench/chaos.json")
 TRIALS = 200
 WORKER_TIMEOUT_SECONDS = 30.0
+LOCK_TIMEOUT_SECONDS = 15
+"""Many times what a frozen worker's transaction may live."""
 MOST_ROUNDS = 6
 UNLIMITED = "1000000000"
 OTHER_FAULTS: Sequence[Resource] = [
@@ -295,6 +297,7 @@ def arena(database: Database, google: Simulator) -> Iterator[Arena]:
         for proxy in proxies:
             stack.callback(proxy.close)
         connection = stack.enter_context(psycopg.connect(database.admin_dsn, autocommit=True))
+        connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'".encode())
         yield Arena(database, google, Owner(connection), workers, proxies)
 
 
@@ -569,9 +572,14 @@ class Trial:
             "connection_state": "list_due_at = 'epoch', parked_until = NULL, failed_visits = 0, status = 'active'",
         }.items():
             while True:  # a worker locks the rows in another order
-                with contextlib.suppress(psycopg.errors.DeadlockDetected):
+                try:
                     self._saas.execute(f"UPDATE sync.{table} SET {changes}")
                     break
+                except psycopg.errors.DeadlockDetected:
+                    continue
+                except psycopg.errors.LockNotAvailable:
+                    self._outcome.violations.append("a frozen worker keeps its row locks")
+                    self._terminate_sessions()
 
     def _insert(self, rng: random.Random) -> None:
         calendar, shape = rng.choice(self._calendars)[1], rng.randrange(len(SHAPES))
