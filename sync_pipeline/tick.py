@@ -8,12 +8,13 @@ import logging
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Self
+from uuid import UUID
 
 import psycopg
 
@@ -22,11 +23,11 @@ from scaling.errors import UserError
 from sync_pipeline import connections, leases, runs
 from sync_pipeline.cadence import FleetRates, read_fleet
 from sync_pipeline.errors import DailyBudgetError
-from sync_pipeline.quota import reserve_users
+from sync_pipeline.quota import fit_plans, reserve_users
 from sync_pipeline.rotation import Rotation
 from sync_pipeline.services import Services
 from sync_pipeline.tally import Tally
-from sync_pipeline.workspace_sync import Assignment, WorkspaceResult, serve
+from sync_pipeline.workspace_sync import Assignment, Reserved, WorkspaceResult, serve
 from sync_pipeline.workspaces import Workspace
 
 log = logging.getLogger("sync_pipeline")
@@ -345,10 +346,30 @@ class _Pool:
 def _assign(connection: Connection, services: Services, claims: Sequence[leases.Claim]) -> list[Assignment]:
     """Add to each claim the grants it is worked with, and the calls their users' quotas allow."""
     grants = connections.load_grants(connection, [claim.workspace for claim in claims])
+    if services.quota is None:
+        return [Assignment(claim, grants[claim.workspace], {}) for claim in claims]
+    plans: Sequence[Mapping[bytes, int]] = [Counter(_accounts(claim, grants[claim.workspace])) for claim in claims]
+    plans = fit_plans(plans, services.quota.limits)
     planned: Counter[bytes] = Counter()
-    for claim in claims:
-        used = [lease.connection_id for lease in claim.lists] + [lease.connection_id for lease in claim.calendars]
-        planned.update(grant.account_key for each in used if (grant := grants[claim.workspace].get(each)))
-    waits = reserve_users(connection, planned, services.quota.limits) if services.quota else {}
-    reserved = {account: (planned[account], wait) for account, wait in waits.items()}
-    return [Assignment(claim, grants[claim.workspace], reserved) for claim in claims]
+    for plan in plans:
+        planned.update(plan)
+    waits = reserve_users(connection, planned, services.quota.limits)
+    now = services.clock()
+    return [
+        Assignment(
+            claim,
+            grants[claim.workspace],
+            {account: Reserved(calls, waits[account], now) for account, calls in plan.items() if account in waits},
+        )
+        for claim, plan in zip(claims, plans, strict=True)
+    ]
+
+
+def _accounts(claim: leases.Claim, grants: Mapping[UUID, connections.StoredGrant]) -> Iterator[bytes]:
+    """The Google account of each call that is planned: one for every list and every calendar."""
+    for connection_id in (
+        *(lease.connection_id for lease in claim.lists),
+        *(lease.connection_id for lease in claim.calendars),
+    ):
+        if connection_id in grants:
+            yield grants[connection_id].account_key

@@ -48,14 +48,25 @@ enough while the connection is on probation (its last visit ended that way)."""
 
 
 @dataclass(frozen=True, slots=True)
+class Reserved:
+    """Calls that a user's quota has set aside for an assignment."""
+
+    calls: int
+    wait_seconds: float
+    """Until they may be sent; see `sync_pipeline.quota.reserve_users`."""
+    at: float
+    """When they were reserved, by the services' clock."""
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """What one worker does next: leases, and what it may use for them."""
 
     claim: Claim
     grants: Mapping[UUID, StoredGrant] = field(repr=False)
     """By connection."""
-    reserved: Mapping[bytes, tuple[int, float]] = field(repr=False)
-    """Google account to calls its quota allows, and the seconds to wait before the first."""
+    reserved: Mapping[bytes, Reserved] = field(repr=False)
+    """By Google account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +360,8 @@ class _Service:
             gate: CallGate = UNLIMITED
             if self._services.quota is not None:
                 user = self._services.quota.for_user(grant.account_key, self._workspace.tenant_id)
-                user.granted(*self._reserved.get(grant.account_key, (0, 0.0)))
+                if reserved := self._reserved.get(grant.account_key):
+                    user.granted(reserved.calls, reserved.wait_seconds, reserved_at=reserved.at)
                 gate = user
             self._connected[connection_id] = self._services.google.connect(
                 refresh_token,
