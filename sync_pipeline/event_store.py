@@ -105,7 +105,7 @@ WITH page AS MATERIALIZED (
     ON CONFLICT (tenant_id, workspace_id, calendar_id, generation, event_id) DO UPDATE
     SET ({columns}, deleted_at, changed_at, lease_epoch) =
         ROW ({excluded_columns}, excluded.deleted_at, excluded.changed_at, excluded.lease_epoch)
-    WHERE mine.raw IS DISTINCT FROM excluded.raw
+    WHERE (mine.raw IS DISTINCT FROM excluded.raw OR (mine.deleted_at IS NULL) <> (excluded.deleted_at IS NULL))
       AND coalesce(excluded.updated_at >= mine.updated_at, true)
     RETURNING event_id, deleted_at, changed_at, updated_at
 )

@@ -17,8 +17,9 @@ from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-# Google documents 5 to 1024; ids made by other products before 2012 are shorter or use other characters.
-MAX_ID_LENGTH = 1024
+# Google documents 5 to 1024 characters of base32hex; ids made by other products before 2012 are shorter or use others.
+# Counted in bytes: Postgres refuses rows of an index beyond 2704 (SQLSTATE 54000), and with them the whole page.
+MAX_ID_BYTES = 1024
 # Year 1 is how free/busy shares say "no date" (home-assistant/core issue 81721); datetime ends with year 9999.
 FIRST_YEAR, LAST_YEAR = 2, 9998
 MAX_BIGINT = 2**63 - 1
@@ -110,7 +111,7 @@ def read_items(items: Iterable[Json]) -> EventBatch:
             row = read_event(item)
         except UnreadableEventError as error:
             event_id = item.get("id") if isinstance(item, dict) else None
-            named = _replace(event_id)[:MAX_ID_LENGTH] if isinstance(event_id, str) else None
+            named = _replace(event_id)[:MAX_ID_BYTES] if isinstance(event_id, str) else None
             unreadable.append(UnreadableEvent(named, str(error), _replace(json.dumps(item, sort_keys=True))))
         else:
             rows[row.event_id] = row
@@ -134,12 +135,12 @@ def read_event(item: Json) -> EventRow:
         raise UnreadableEventError("the item is not an object")
     flaws: list[str] = []
     event = _storable(item, flaws)
-    event_id = _text(event, "id")
-    if not event_id or len(event_id) > MAX_ID_LENGTH:
-        raise UnreadableEventError(f"id is missing or longer than {MAX_ID_LENGTH} characters")
+    event_id = _id(event, "id")
+    if not event_id:
+        raise UnreadableEventError("id is missing")
     status = _text(event, "status")
     cancelled = status == "cancelled"
-    recurring_event_id = _text(event, "recurringEventId")
+    recurring_event_id = _id(event, "recurringEventId")
     original_start = _time(event, "originalStartTime", "original_start", flaws)
     if cancelled and recurring_event_id is None:
         # Cancelled instances also come as bare {id, status} (compass pull request 2808); the id says the rest.
@@ -300,6 +301,13 @@ def _typed(source: Mapping[str, Json], key: str, kind: type[T], name: str) -> T 
 
 def _text(source: Mapping[str, Json], key: str) -> str | None:
     return _typed(source, key, str, "text")
+
+
+def _id(source: Mapping[str, Json], key: str) -> str | None:
+    value = _text(source, key)
+    if value is not None and len(value.encode()) > MAX_ID_BYTES:
+        raise UnreadableEventError(f"{key} is longer than {MAX_ID_BYTES} bytes")
+    return value
 
 
 def _flag(source: Mapping[str, Json], key: str) -> bool | None:

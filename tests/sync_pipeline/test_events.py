@@ -104,6 +104,8 @@ def test_a_bare_cancelled_event_whose_id_names_no_instance_is_a_tombstone(event_
         {"id": ""},
         {"id": 7},
         {"id": "x" * 1025},
+        {"id": "é" * 513},
+        {**TIMED, "recurringEventId": "x" * 1025},
         {**TIMED, "summary": 7},
         {**TIMED, "start": "2026-03-02"},
         {**TIMED, "recurrence": "RRULE:FREQ=DAILY"},

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -228,6 +229,19 @@ def test_a_poison_event_is_quarantined_while_the_others_and_the_token_go_on(
     tick_once()
     assert saas.one("SELECT count(*) FROM sync.quarantine") == (0,)
     assert saas.events(workspace, calendar)["poison"][2] == "cured"
+
+
+@pytest.mark.parametrize("field", ["id", "recurringEventId"])
+def test_an_id_no_index_can_hold_is_quarantined_while_the_others_go_on(
+    field: str, google: Simulator, saas: Saas, tick_once: Tick, ann: tuple[Workspace, str]
+) -> None:
+    workspace, calendar = ann
+    rng = Random(1)
+    long = "".join(chr(rng.randrange(0x4E00, 0x9FFF)) for _ in range(1024))  # incompressible, 3 bytes each
+    google.put_raw(calendar, [{**meeting(1, id="poison"), field: long}, meeting(2, id="good")])
+    result = tick_once()
+    assert (kinds(result), result.tally.quarantined) == ([], 1)
+    assert set(saas.events(workspace, calendar)) == {"good"}
 
 
 def test_an_event_that_turns_to_poison_keeps_its_last_readable_version_even_over_a_full_sync(

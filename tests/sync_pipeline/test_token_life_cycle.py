@@ -152,7 +152,7 @@ def test_an_expired_page_token_starts_the_listing_again_and_not_a_full_sync(
     if full:
         google.expire_sync_tokens(calendar)
     original = GoogleConnection.list_events
-    waited = []
+    waited: list[float] = []
 
     def late_once(
         self: GoogleConnection, calendar_id: str, *, page_token: str | None, sync_token: str | None
