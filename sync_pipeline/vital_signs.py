@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaling.databases import Connection
+from sync_pipeline.health import FAILING_TOO_LONG
 from sync_pipeline.workspaces import Workspace
 
 EXAMPLES = 20
 PATIENCE_POLLS = 5
 """A calendar is stale when its last good sync is older than this many of its own intervals."""
-STUCK_AFTER_VISITS = 10
-"""Failures in a row, with the waits between them half a day."""
 STUCK_AFTER_HOURS = 24
 
 
@@ -82,17 +81,17 @@ def read(connection: Connection, *, stale_after_seconds: float) -> VitalSigns:
     """
     freshness = connection.execute(
         """
-        WITH live AS (
+        WITH usable AS MATERIALIZED (
+            SELECT g.id, g.tenant_id FROM public.google_connections g LEFT JOIN public.users u ON u.id = g.user_id
+            WHERE g.status = 'active' AND u.google_api_enabled IS NOT FALSE
+        ), live AS MATERIALIZED (
             SELECT c.tenant_id, c.workspace_id, c.last_succeeded_at, c.consecutive_failures, c.breaker_until,
                 now() - coalesce(c.last_succeeded_at, c.discovered_at) AS age,
                 now() - greatest(c.due_at, c.last_finished_at, c.discovered_at) AS overdue,
                 c.due_at - c.last_finished_at AS interval,
                 s.status = 'active' AND (c.breaker_until IS NULL OR c.breaker_until <= now())
                     AND (s.parked_until IS NULL OR s.parked_until <= now())
-                    AND EXISTS (SELECT FROM public.google_connections g
-                                WHERE g.id = c.connection_id AND g.tenant_id = c.tenant_id AND g.status = 'active'
-                                  AND NOT EXISTS (SELECT FROM public.users u
-                                                  WHERE u.id = g.user_id AND NOT u.google_api_enabled)) AS expected
+                    AND (c.connection_id, c.tenant_id) IN (SELECT id, tenant_id FROM usable) AS expected
             FROM sync.calendar_state c JOIN sync.connection_state s USING (tenant_id, workspace_id, connection_id)
             WHERE c.deleted_at IS NULL
         ), judged AS (
@@ -122,7 +121,7 @@ def read(connection: Connection, *, stale_after_seconds: float) -> VitalSigns:
     ).fetchone()
     stuck = connection.execute(
         """
-        WITH connections AS (
+        WITH connections AS MATERIALIZED (
             SELECT s.* FROM sync.connection_state s JOIN public.google_connections g
                 ON g.id = s.connection_id AND g.tenant_id = s.tenant_id AND g.workspace_id = s.workspace_id
             WHERE g.status = 'active'
@@ -144,15 +143,17 @@ def read(connection: Connection, *, stale_after_seconds: float) -> VitalSigns:
             WHERE greatest(failed_visits, consecutive_failures) >= %(visits)s
             UNION ALL
             SELECT k.tenant_id, k.workspace_id, 'failing_too_long', coalesce(k.last_succeeded_at, k.discovered_at)
-            FROM sync.calendar_state k JOIN connections c USING (tenant_id, workspace_id, connection_id)
+            FROM sync.calendar_state k
             WHERE k.deleted_at IS NULL AND k.consecutive_failures >= %(visits)s
+              AND EXISTS (SELECT FROM public.google_connections g
+                          WHERE g.id = k.connection_id AND g.tenant_id = k.tenant_id AND g.status = 'active')
         )
         SELECT tenant_id || ':' || workspace_id, array_agg(DISTINCT reason ORDER BY reason),
             coalesce(extract(epoch FROM now() - min(since)) / 3600, 0)::float8 AS hours,
             count(*) OVER ()
         FROM reasons GROUP BY tenant_id, workspace_id ORDER BY hours DESC, 1 LIMIT %(shown)s
         """,
-        {"hours": STUCK_AFTER_HOURS, "visits": STUCK_AFTER_VISITS, "shown": EXAMPLES},
+        {"hours": STUCK_AFTER_HOURS, "visits": FAILING_TOO_LONG, "shown": EXAMPLES},
     ).fetchall()
     failing = connection.execute(
         """

@@ -11,14 +11,17 @@ import pytest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from devstack.google_calendar import Simulator
+from scaling.databases import DatabaseRouter, Shard
 from scaling.errors import UserError
-from sync_pipeline import error_budget
+from sync_pipeline import error_budget, vital_signs
 from sync_pipeline.assets import TickConfig, calendar_events
-from sync_pipeline.checks import calendar_events_checks
+from sync_pipeline.checks import calendar_events_checks, judge_quota
 from sync_pipeline.columns import CALENDAR_EVENTS
 from sync_pipeline.definitions import build_defs
 from sync_pipeline.partitions import workspaces as partitions
+from sync_pipeline.quota import Headroom
 from sync_pipeline.resources import SyncResource
+from sync_pipeline.vital_signs import VitalSigns
 from tests.sync_pipeline.conftest import Saas
 from tests.sync_pipeline.scenes import meeting
 
@@ -332,6 +335,91 @@ def test_more_failures_than_the_error_budget_fail_the_run_but_no_partition(
 )
 def test_the_error_budget_is_five_percent_and_three_workspaces(failed: int, workspaces: int, exceeded: bool) -> None:
     assert error_budget.is_exceeded(failed, workspaces) == exceeded
+
+
+@pytest.mark.parametrize(
+    ("state", "stale", "stuck"),
+    [
+        ("due_at = now() + interval '1 day', last_succeeded_at = now() - interval '20 hours'", 0, []),
+        ("due_at = now() - interval '10 min', last_finished_at = now() - interval '1 day'", 0, []),
+        ("due_at = now() - interval '20 min', last_finished_at = now() - interval '1 day'", 1, []),
+        (
+            (
+                "due_at = now() + interval '10 min', last_finished_at = now(), consecutive_failures = 4, "
+                "last_succeeded_at = now() - interval '1 hour'"
+            ),
+            1,
+            [],
+        ),
+        (
+            (
+                "due_at = now() + interval '1 hour', last_finished_at = now(), consecutive_failures = 4, "
+                "last_succeeded_at = now() - interval '2 hours'"
+            ),
+            0,
+            [],
+        ),
+        ("consecutive_failures = 10, last_succeeded_at = now()", 0, [("failing_too_long",)]),
+        ("deleted_at = now(), due_at = now() - interval '1 year', consecutive_failures = 99", 0, []),
+    ],
+    ids=[
+        "with push, as old as the safety poll allows",
+        "due for a short time",
+        "due for too long",
+        "failing, older than its intervals",
+        "failing, as old as its intervals allow",
+        "failing ten times in a row",
+        "gone",
+    ],
+)
+def test_a_calendar_is_judged_by_its_own_interval(
+    state: str, stale: int, stuck: list[tuple[str, ...]], google: Simulator, saas: Saas, tick_once: Callable[[], object]
+) -> None:
+    workspace = saas.workspace()
+    saas.connect(workspace, google.add_user("ann@example.com"))
+    tick_once()
+    saas.execute("UPDATE sync.calendar_state SET discovered_at = now() - interval '30 days'")
+    saas.execute(f"UPDATE sync.calendar_state SET {state}")
+    signs = vital_signs_of(saas)
+    assert signs.stale_workspaces == stale
+    assert [one.workspace for one in signs.stale] == [workspace.partition_key] * stale
+    assert [one.reasons for one in signs.stuck] == stuck
+
+
+def test_a_connection_that_is_parked_for_more_than_a_day_waits_for_a_human(
+    google: Simulator, saas: Saas, tick_once: Callable[[], object]
+) -> None:
+    saas.connect(saas.workspace(), google.add_user("ann@example.com"))
+    tick_once()
+    saas.execute("UPDATE sync.connection_state SET parked_until = now() + interval '1 hour'")
+    assert vital_signs_of(saas).stuck == ()
+    saas.execute("UPDATE sync.connection_state SET list_finished_at = now() - interval '30 hours'")
+    saas.execute("UPDATE sync.calendar_state SET last_succeeded_at = now() - interval '25 hours'")
+    [stuck] = vital_signs_of(saas).stuck
+    assert (stuck.reasons, round(stuck.hours)) == (("parked",), 25)
+
+
+@pytest.mark.parametrize(
+    ("calls", "projected", "passed", "severity"),
+    [
+        (700, 900, True, dg.AssetCheckSeverity.WARN),
+        (800, 900, False, dg.AssetCheckSeverity.WARN),
+        (100, 1001, False, dg.AssetCheckSeverity.WARN),
+        (1000, 1000, False, dg.AssetCheckSeverity.ERROR),
+    ],
+)
+def test_the_quota_warns_before_it_is_used_up(
+    calls: int, projected: int, passed: bool, severity: dg.AssetCheckSeverity
+) -> None:
+    verdict = judge_quota(Headroom(calls, 1000, projected, 3600.0, 1.0, 1.0, None))
+    assert (verdict.passed, verdict.severity) == (passed, severity)
+
+
+def vital_signs_of(saas: Saas) -> VitalSigns:
+    with DatabaseRouter(Shard("main", saas.dsn)) as router:
+        [shard] = router.shards()
+        with shard.transaction() as connection:
+            return vital_signs.read(connection, stale_after_seconds=900)
 
 
 def test_a_missing_setting_fails_the_run_with_one_clear_sentence(
