@@ -268,6 +268,19 @@ def check_roles(connection: Connection) -> list[Breach]:
     return findings
 
 
+def sees_every_row(connection: Connection, table: str) -> bool:
+    """Tell whether row-level security hides no row of a table from the current role.
+
+    Args:
+        connection: within a transaction.
+        table: `schema.table`.
+    """
+    oid = _one(connection, "SELECT %s::regclass::oid", table)
+    return not _one(connection, "SELECT row_security_active(%s::oid)", oid) or bool(
+        _one(connection, SHOWS_EVERY_ROW, oid)
+    )
+
+
 def _check_table(connection: Connection, table: Table, role: str) -> list[Breach]:
     def breach(sentence: str, column: str | None = None) -> Breach:
         return Breach(table.qualified, column, table.needed_by, sentence)

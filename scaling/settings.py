@@ -67,7 +67,7 @@ class SyncScheduleSettings(BaseSettings):
     )
     sync_webhook_url: str | None = Field(
         default=None,
-        description="Public https address of `python -m sync_pipeline.webhook`; unset: no push, every calendar is polled.",
+        description="Public https address of `python -m sync_pipeline.webhook`; unset: no push, calendars are polled.",
     )
     sync_time_budget_seconds: float = Field(
         default=100.0, gt=0, le=3600, description="A run claims no new calendar after this long."
@@ -108,7 +108,7 @@ class SyncSettings(SyncScheduleSettings):
     )
     sync_parallelism: int = Field(default=8, ge=1, le=64, description="Workspaces one run works on at a time.")
     sync_tenant_parallelism: int = Field(
-        default=4, ge=1, le=64, description="Workspaces of one tenant that are worked on at a time, in all runs together."
+        default=4, ge=1, le=64, description="Workspaces of one tenant worked on at a time, in all runs together."
     )
     sync_calendar_list_interval_seconds: float = Field(
         default=3600.0, ge=0, description="How often a connection's full list of calendars is read."
@@ -123,7 +123,7 @@ class SyncSettings(SyncScheduleSettings):
         default=600, ge=1, description="Google's quota of one user of the project: requests a minute."
     )
     sync_calls_per_day: int = Field(
-        default=1_000_000, ge=1, description="Requests a day (Pacific time); at this many the sync pauses until midnight."
+        default=1_000_000, ge=1, description="Requests a day (Pacific time); then the sync pauses until midnight."
     )
 
     @field_validator("grant_encryption_keys", mode="before")

@@ -20,6 +20,9 @@ from sync_pipeline.tally import Tally
 ATTEMPTS = 3
 """Starts of one listing within one sync; a calendar that loses its pages more often waits for the next run."""
 
+EMPTY_PAGES = 50
+"""Empty pages in a row within one listing; Google documents that they happen, not how many."""
+
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
@@ -89,6 +92,7 @@ class CalendarSync:
         page_token: str | None = None
         asked: set[str] = set()
         wrote = False
+        empty = 0
         while True:
             page = self.api.list_events(lease.calendar_id, sync_token=sync_token, page_token=page_token)
             batch = read_items(page.items)
@@ -100,6 +104,9 @@ class CalendarSync:
                 raise ProtocolError("the last page has no sync token")
             if page_token in asked:
                 raise ProtocolError("a page token came twice")
+            empty = 0 if page.items else empty + 1
+            if empty > EMPTY_PAGES:
+                raise ProtocolError("the listing goes on without any event")
             with self.transaction() as connection:
                 if batch.seen or page_token is not None:  # completing proves the lease as well
                     leases.hold(connection, lease)

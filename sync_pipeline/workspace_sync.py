@@ -47,13 +47,17 @@ BREAKER_AFTER = 2
 enough while the connection is on probation (its last visit ended that way)."""
 
 
+LIST_PAGES = 200
+"""50,000 calendars; a longer list is one that does not end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reserved:
     """Calls that a user's quota has set aside for an assignment."""
 
     calls: int
     wait_seconds: float
-    """Until they may be sent; see `sync_pipeline.quota.reserve_users`."""
+    """Until they may be sent; see `sync_pipeline.call_buckets.reserve_users`."""
     at: float
     """When they were reserved, by the services' clock."""
 
@@ -244,8 +248,8 @@ class _Service:
             page_token = page.next_page_token
             if page_token is None:
                 return entries
-            if page_token in asked:
-                raise ProtocolError("a page token of the calendar list came twice")
+            if page_token in asked or len(asked) >= LIST_PAGES:
+                raise ProtocolError("the list of calendars does not end")
             asked.add(page_token)
 
     def _list_failed(self, lease: ListLease, error: SyncError) -> None:

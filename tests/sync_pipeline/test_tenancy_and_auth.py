@@ -14,6 +14,7 @@ from random import Random
 import pytest
 
 from devstack.google_calendar import Simulator
+from scaling.databases import DatabaseRouter, Shard
 from sync_pipeline import tick
 from sync_pipeline.errors import TransientError
 from sync_pipeline.google_calendar import CALL_TIMEOUT_SECONDS, CalendarListPage, GoogleCalendar, GoogleConnection
@@ -86,6 +87,27 @@ def test_a_calendar_shared_to_two_tenants_has_two_tokens_and_two_sets_of_rows(
 
 
 # --- grants ---------------------------------------------------------------------------------------------------------
+
+
+def test_workspaces_that_a_policy_hides_from_the_sync_are_not_taken_for_deleted(
+    login: Callable[..., str], saas: Saas, services: Services, tick_once: Tick, ann: tuple[Workspace, str]
+) -> None:
+    workspace, calendar = ann
+    other = saas.workspace()
+    tables = "public.tenants, public.workspaces, public.users, public.google_connections"
+    saas.execute(f"GRANT SELECT ON {tables} TO pipeline_worker")
+    saas.execute(
+        f"CREATE POLICY one_only ON public.workspaces FOR SELECT TO pipeline_worker USING (id = '{other.workspace_id}')"
+    )
+    with DatabaseRouter(Shard("main", login("pipeline_worker"))) as router:
+        tick.run_tick(replace(services, router=router), run_id="half-blind")
+    assert len(saas.events(workspace, calendar)) == 1
+
+    saas.execute("DROP POLICY one_only ON public.workspaces")
+    saas.execute("DELETE FROM public.google_connections WHERE workspace_id = %s", workspace.workspace_id)
+    saas.execute("DELETE FROM public.workspaces WHERE id = %s", workspace.workspace_id)
+    tick_once()
+    assert saas.one("SELECT count(*) FROM sync.event_rows") == (0,)
 
 
 def test_a_revoked_grant_is_asked_once_then_never_until_it_is_replaced(

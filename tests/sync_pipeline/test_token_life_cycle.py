@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from devstack.google_calendar import Simulator
+from sync_pipeline.engine import EMPTY_PAGES
 from sync_pipeline.google_calendar import GoogleConnection
 from sync_pipeline.workspaces import Workspace
 from tests.sync_pipeline.conftest import Saas, differences
@@ -377,3 +378,15 @@ def test_a_full_sync_touches_no_row_that_is_not_of_its_calendar(
     )
     patch(google, calendar, "event1", summary="Changed")
     assert tick_once().tally.events_upserted == 2, "one for each of the two who see it"
+
+
+def test_a_listing_of_ever_new_page_tokens_without_any_event_is_left(
+    google: Simulator, saas: Saas, tick_once: Tick, ann: tuple[Workspace, str]
+) -> None:
+    workspace, calendar = ann
+    before = token(saas, calendar)
+    google.add_fault("empty_page", method="events.list")
+    assert kinds(tick_once()) == ["protocol"]
+    assert google.counts().count("events.list") == EMPTY_PAGES + 1
+    assert token(saas, calendar) == before
+    assert len(saas.events(workspace, calendar)) == 5
