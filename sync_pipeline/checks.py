@@ -1,6 +1,6 @@
 """Asset checks of `calendar_events`: fresh, within the error budget and the quota, nothing stuck, nothing unreadable.
 
-Belongs here: limits, severities, and what each check says. Does not: the SQL (`vital_signs`, `quota`).
+Belongs here: limits, severities, and what each check says. Does not: the SQL (`vital_signs`, `call_buckets`).
 https://docs.dagster.io/guides/test/asset-checks
 """
 
@@ -12,8 +12,8 @@ from scaling.databases import DatabaseRouter
 from scaling.errors import UserError
 from scaling.resources import failing_with_a_sentence
 from scaling.settings import SyncScheduleSettings, SyncSettings, load
-from sync_pipeline import error_budget, quota, vital_signs
-from sync_pipeline.quota import Headroom, QuotaLimits
+from sync_pipeline import call_buckets, error_budget, vital_signs
+from sync_pipeline.call_buckets import Headroom, QuotaLimits
 from sync_pipeline.resources import SyncResource
 from sync_pipeline.vital_signs import EXAMPLES, VitalSigns
 
@@ -107,7 +107,7 @@ def evaluations(router: DatabaseRouter, limits: QuotaLimits | None) -> Iterator[
     [shard] = router.shards()  # with more of them, a check would need one verdict over all
     with shard.transaction() as connection:
         signs = vital_signs.read(connection, stale_after_seconds=stale_after)
-        headroom = quota.headroom(connection, limits) if limits else None
+        headroom = call_buckets.headroom(connection, limits) if limits else None
     yield from judge(signs, stale_after_seconds=stale_after)
     if headroom:
         yield judge_quota(headroom)

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -306,7 +306,7 @@ class GoogleCalendar:
             expiry=access_token and access_token.expires_at.astimezone(UTC).replace(tzinfo=None),
         )
         transport = _CountedHttp(self._http(), calls, gate, token_path=urlsplit(self._token_url).path)
-        return GoogleConnection(self._google, credentials, transport, self._retrying, gate)
+        return GoogleConnection(self._google, credentials, transport, self._retrying)
 
     def _http(self) -> httplib2.Http:
         if not hasattr(self._threads, "http"):
@@ -340,13 +340,11 @@ class GoogleConnection:
         credentials: Credentials,
         transport: "_CountedHttp",
         retrying: Callable[..., tenacity.Retrying],
-        gate: CallGate,
     ) -> None:
         self._google = google
         self._credentials = credentials
         self._http = AuthorizedHttp(credentials, http=transport, max_refresh_attempts=1)
         self._retrying = retrying
-        self._gate = gate
 
     @property
     def access_token(self) -> CachedAccessToken | None:
@@ -404,16 +402,15 @@ class GoogleConnection:
         return body
 
     def _once(self, request: _Request, *, has_page_token: bool) -> object:
-        try:
-            with _typed_errors(has_page_token=has_page_token):
-                return request.execute(http=self._http, num_retries=0)
-        except RateLimitedError as error:
-            self._gate.limited(error.retry_after_seconds)
-            raise
+        with _typed_errors(has_page_token=has_page_token):
+            return request.execute(http=self._http, num_retries=0)
 
 
 class _CountedHttp:
-    """An `httplib2.Http` that counts its requests; AuthorizedHttp and the token refresh both go through it."""
+    """An `httplib2.Http` that counts its requests, asks the gate before each, and tells it when Google limits one.
+
+    AuthorizedHttp and the token refresh both go through it.
+    """
 
     def __init__(self, http: httplib2.Http, calls: CallCounter, gate: CallGate, *, token_path: str) -> None:
         self._http = http
@@ -425,13 +422,21 @@ class _CountedHttp:
         """See `httplib2.Http.request`."""
         name = self._name(uri)
         # A token refresh is no Calendar call; it has a quota of its own, which nobody reaches.
-        with nullcontext() if name == "oauth.refresh" else self._gate.admit():
-            outcome = "no_answer"
-            try:
-                response, content = self._http.request(uri, method=method, **options)
-                outcome = str(response.status)
-            finally:
-                self._calls[name, outcome] += 1
+        if name == "oauth.refresh":
+            return self._send(name, uri, method, options)
+        with self._gate.admit():
+            response, content = self._send(name, uri, method, options)
+            if _is_limited(response.status, content):
+                self._gate.limited(_retry_after(response.get("retry-after")))
+            return response, content
+
+    def _send(self, name: str, uri: str, method: str, options: Mapping[str, object]) -> tuple[httplib2.Response, bytes]:
+        outcome = "no_answer"
+        try:
+            response, content = self._http.request(uri, method=method, **options)
+            outcome = str(response.status)
+        finally:
+            self._calls[name, outcome] += 1
         return response, content
 
     def _name(self, uri: str) -> str:
@@ -477,7 +482,7 @@ def _http_error(error: HttpError, *, has_page_token: bool) -> SyncError:
         return PageTokenRefusedError(told) if has_page_token else BadRequestError(told)
     if status == 401:
         return AccessTokenRefusedError(told)
-    if status == 429 or (status == 403 and reason in {"rateLimitExceeded", "userRateLimitExceeded"}):
+    if _is_limited(status, error.content):
         return RateLimitedError(told, retry_after_seconds=_retry_after(error.resp.get("retry-after")))
     if status == 403:
         quota = reason in {"quotaExceeded", "dailyLimitExceeded", "dailyLimitExceededUnreg"}
@@ -487,6 +492,11 @@ def _http_error(error: HttpError, *, has_page_token: bool) -> SyncError:
     if status == 410:
         return SyncTokenGoneError(told)
     return TransientError(told) if status >= 500 else BadRequestError(told)
+
+
+def _is_limited(status: int, content: bytes) -> bool:
+    """Tell whether Google says: too many calls a minute."""
+    return status == 429 or (status == 403 and _reason(content)[0] in {"rateLimitExceeded", "userRateLimitExceeded"})
 
 
 def _reason(content: bytes) -> tuple[str, str]:

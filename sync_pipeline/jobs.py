@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from scaling.resources import failing_with_a_sentence
-from sync_pipeline import event_log_retention, history, quota
+from sync_pipeline import call_buckets, event_log_retention, history
 from sync_pipeline.assets import sync_report, sync_ticks
 from sync_pipeline.checks import CALENDAR_EVENTS
 from sync_pipeline.event_log_retention import Retention
@@ -91,7 +91,7 @@ def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig, sync: 
                         counters_days=config.counters_days,
                         dry_run=config.dry_run,
                     )
-                    buckets = 0 if config.dry_run else quota.purge(connection)
+                    buckets = 0 if config.dry_run else call_buckets.purge(connection)
                 for table, count in (*trimmed.rows.items(), ("call_buckets", buckets)):
                     rows[table] = rows.get(table, 0) + count
     context.add_output_metadata(

@@ -1,50 +1,43 @@
-"""How many calls Google may be sent: per minute, per user and minute, per day, and at a time.
+"""How one process spends the calls that Google's quotas allow: who waits and how long, what a 429 leads to.
 
-Belongs here: the token buckets and the daily budget in Postgres, who waits for them and how long, what a 429 leads to.
-Does not: sending calls, recognising a 429 (`sync_pipeline.google_calendar`), parking a connection (the caller).
+Belongs here: the gate before each call, what a process has reserved, how many of its calls are under way.
+Does not: the buckets that all processes share (`sync_pipeline.call_buckets`), sending calls, recognising a 429
+(`sync_pipeline.google_calendar`), parking a connection (the caller).
 
-The buckets are shared by every process and filled by the database's clock. A reservation may drive a bucket below
-zero; whoever made it waits until it is back at zero. Two promises hold for each quota Q a minute:
+Statements do not grow with calls. A process reserves about one second's worth of its own calls for the project and
+spends them by itself; what is older than `PROJECT_LOT_SECONDS` is not spent but given back. While the project's bucket
+is empty all processes reserve the same small number, so each gets an equal share.
 
-- No 60 seconds see more than Q calls, wherever they begin. A bucket of capacity C that gains R a second lets at most
-  C + R x t calls fall due in any t seconds, as long as nobody reserves more than C at once. A call is sent within s
-  seconds of falling due, so calls sent within 60 seconds fell due within 60 + s, and C + R x (60 + s) = Q.
-- Statements do not grow with calls. A process reserves about one second's worth of its own calls for the project and
-  spends them by itself; what is older than `PROJECT_LOT_SECONDS` is not spent but given back. While the project's
-  bucket is empty all processes reserve the same small number, so each gets an equal share.
-
-When Google limits several tenants at the same time it means the project: then a call costs more tokens. A smaller
-refill would do the same, but would move what has been promised; with prices the first promise holds all the time.
+When Google limits several tenants at the same time it means the project: then all processes slow down.
 """
 
-import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from types import TracebackType
 from typing import Final, Protocol, Self
 from uuid import UUID
 
-from psycopg import sql
-
-from scaling.databases import Connection, Shard
-from scaling.settings import SyncSettings
+from scaling.databases import Shard
+from sync_pipeline.call_buckets import (
+    PROJECT_LOT_SECONDS,
+    PROJECT_WAIT_SECONDS,
+    USER_LOT_SECONDS,
+    USER_WAIT_SECONDS,
+    DayUsedUpError,
+    ProjectReservation,
+    QuotaLimits,
+    headroom,
+    push_back_user,
+    reserve_project,
+    reserve_users,
+    return_project,
+    slow_project,
+)
 from sync_pipeline.errors import DailyBudgetError, ThrottledError
-
-CAPACITY_SHARE = 0.1
-"""How much of a minute's quota may be called at once after a rest."""
-PROJECT_LOT_SECONDS = 2.0
-USER_LOT_SECONDS = 15.0
-"""A reserved call that falls due is spent within so many seconds or not at all. A worker reserves a user's calls
-before it begins with a connection, so these live longer."""
-TRANSPORT_SECONDS = 3.0
-"""Between a process's decision to call and the request's arrival at Google."""
-PROJECT_WAIT_SECONDS = 30.0
-USER_WAIT_SECONDS = 2.0
-"""Who would have to wait longer is refused instead. A user's worker has other connections to work on meanwhile."""
 
 SCARCE_RESERVATIONS_PER_SECOND = 8
 """Of all processes together, while they wait for the project's bucket."""
@@ -54,105 +47,8 @@ USER_LOT = 16
 LIMITED_TENANTS = 3
 LIMITED_WITHIN_SECONDS = 10.0
 """Google limiting so many tenants within so many seconds means the project; fewer, these tenants' own affair."""
-LOWEST_FACTOR = 1 / 16
-FACTOR_RECOVERY_SECONDS = 300.0
-"""From nothing to the full rate, linearly: additive increase, multiplicative decrease."""
-FACTOR_PAUSE_SECONDS = 5.0
-"""The answers to calls that were under way when the rate was halved do not halve it again."""
 CONGESTION_PAUSE_SECONDS = 1.0
-
-DAILY_WARNING_SHARE = 0.8
-"""Of the daily budget: warn when so much is used."""
 BUDGET_RECHECK_SECONDS = 60.0
-SHORTEST_PROJECTION_SECONDS = 3600.0
-IDLE_DAYS = 1
-
-_ZONE: Final = "America/Los_Angeles"  # "daily quotas reset at midnight Pacific time"
-_PROJECT: Final = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A token bucket's size and refill."""
-
-    capacity: int
-    per_second: float
-
-    @classmethod
-    def of_quota(cls, per_minute: int, *, spent_within_seconds: float) -> Self:
-        """Fill a quota without ever exceeding it.
-
-        Args:
-            per_minute: the quota.
-            spent_within_seconds: how long after falling due a call reaches Google, at most.
-
-        Returns:
-            The bucket for which capacity plus refill in 60 + `spent_within_seconds` seconds is the quota.
-        """
-        capacity = max(1, int(per_minute * CAPACITY_SHARE))
-        # A quota of one call leaves nothing to refill, yet calls are whole: 1.98 of them are 1.
-        return cls(capacity, max(per_minute - capacity, 0.98) / (60.0 + spent_within_seconds))
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaLimits:
-    """Google's quotas of this installation; the defaults are the documented ones."""
-
-    per_minute: int = 10_000
-    per_minute_and_user: int = 600
-    per_day: int = 1_000_000
-
-    @classmethod
-    def from_settings(cls, settings: SyncSettings) -> Self:
-        """Take the limits from the settings.
-
-        Args:
-            settings: SYNC_CALLS_PER_MINUTE, SYNC_CALLS_PER_MINUTE_AND_USER and SYNC_CALLS_PER_DAY.
-        """
-        return cls(settings.sync_calls_per_minute, settings.sync_calls_per_minute_and_user, settings.sync_calls_per_day)
-
-    @property
-    def project_rate(self) -> Rate:
-        """The bucket all calls share."""
-        return Rate.of_quota(self.per_minute, spent_within_seconds=PROJECT_LOT_SECONDS + TRANSPORT_SECONDS)
-
-    @property
-    def user_rate(self) -> Rate:
-        """The bucket of each Google account."""
-        return Rate.of_quota(self.per_minute_and_user, spent_within_seconds=USER_LOT_SECONDS + TRANSPORT_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Headroom:
-    """How much of the quotas is left."""
-
-    calls_today: int
-    calls_per_day: int
-    projected_calls: int
-    """By midnight, if the day goes on as it went so far; its first hour counts as a whole one."""
-    seconds_to_midnight: float
-    """Until Google counts from zero again."""
-    project_factor: float
-    """Share of the project's rate in force; below 1 Google lately refused several tenants at once."""
-    project_fill: float
-    """How full the project's bucket is; below 0 processes wait for it."""
-    calls_per_minute: float | None
-    """Mean over the last ten minutes, from the runs that finished in them; None when none did."""
-
-    @property
-    def share_used(self) -> float:
-        """Calls of today, relative to the daily budget."""
-        return self.calls_today / self.calls_per_day
-
-    @property
-    def is_short(self) -> bool:
-        """Whether somebody should look: the budget is nearly used, or will be before midnight."""
-        return self.share_used >= DAILY_WARNING_SHARE or self.projected_calls > self.calls_per_day
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the sync stands still until midnight."""
-        return self.calls_today >= self.calls_per_day
 
 
 class CallGate(Protocol):
@@ -181,206 +77,6 @@ class Unlimited:
 
 
 UNLIMITED: Final = Unlimited()
-
-
-def account_key(google_account: str | None, connection_id: UUID) -> bytes:
-    """Name the bucket of a Google account.
-
-    Args:
-        google_account: its address; unknown accounts are told apart by their connection.
-        connection_id: of the connection.
-
-    Returns:
-        SHA-256 of it.
-    """
-    return hashlib.sha256((google_account or str(connection_id)).encode()).digest()
-
-
-# The moment a statement began is one value for all of it, read before it waits for the row's lock. Then another
-# process's moment may be later; a bucket never goes back in time, unless the server's clock was set back. Then the next
-# reservation is not refused, because a refusal writes nothing and the bucket would wait for the old time to come.
-_LEVEL = sql.SQL(
-    "least({capacity}, b.tokens + {rate} * greatest(0, extract(epoch FROM {at} - b.refilled_at)::double precision))"
-)
-_SET_BACK = sql.SQL("b.refilled_at > excluded.refilled_at + interval '1 second'")
-_REFILLED_AT = sql.SQL(
-    "CASE WHEN {} THEN excluded.refilled_at ELSE greatest(b.refilled_at, excluded.refilled_at) END"
-).format(_SET_BACK)
-_FACTOR = sql.SQL(
-    "least(1, b.factor + coalesce(greatest(0, extract(epoch FROM {at} - b.factor_at)::double precision), 0) "
-    "/ {recovery})"
-)
-
-
-_TAKE = sql.SQL("""
-    WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS at), taken AS (
-        INSERT INTO sync.call_buckets AS b (scope, key, tokens, refilled_at)
-        SELECT 'project', '', %(capacity)s::float8 - %(calls)s, at FROM moment
-        ON CONFLICT (scope, key) DO UPDATE
-        SET tokens = {level} - %(calls)s / {factor_before}, refilled_at = {refilled_at}
-        WHERE {level} - %(calls)s / {factor_before} >= %(lowest)s::float8 OR {set_back}
-        RETURNING tokens, {factor} AS factor
-    ), today AS (
-        INSERT INTO sync.call_days AS d (day, calls)
-        SELECT (at AT TIME ZONE {zone})::date, %(calls)s FROM moment WHERE EXISTS (SELECT FROM taken)
-        ON CONFLICT (day) DO UPDATE SET calls = d.calls + excluded.calls
-        WHERE d.calls + excluded.calls <= %(per_day)s
-        RETURNING day
-    )
-    SELECT tokens, factor, day FROM taken LEFT JOIN today ON true
-    """)
-
-
-def _level(rate: Rate, at: str) -> sql.Composed:
-    return _LEVEL.format(capacity=float(rate.capacity), rate=rate.per_second, at=sql.SQL(at))
-
-
-def _factor(at: str) -> sql.Composed:
-    return _FACTOR.format(recovery=FACTOR_RECOVERY_SECONDS, at=sql.SQL(at))
-
-
-def fit_plans(plans: Sequence[Mapping[bytes, int]], limits: QuotaLimits) -> list[dict[bytes, int]]:
-    """Cut the plans of several workers so that together they ask no account for more than one reservation gives.
-
-    Args:
-        plans: account key to number of calls, of each worker; several may use one account.
-        limits: the quotas.
-
-    Returns:
-        The plans in the same order. Their sums are what to reserve, each is what to grant to that worker's gates.
-    """
-    room: dict[bytes, int] = {}
-    fitted = []
-    for plan in plans:
-        mine = {}
-        for key, calls in plan.items():
-            left = room.get(key, limits.user_rate.capacity)
-            mine[key] = min(calls, left)
-            room[key] = left - mine[key]
-        fitted.append(mine)
-    return fitted
-
-
-def reserve_users(
-    connection: Connection,
-    planned: Mapping[bytes, int],
-    limits: QuotaLimits,
-    *,
-    longest_wait_seconds: float = USER_WAIT_SECONDS,
-) -> Mapping[bytes, float]:
-    """Reserve calls of several users, in one statement.
-
-    Hand each answer to `UserQuota.granted` soon, together with the calls that were planned. Where several workers use
-    one account, `fit_plans` says how many calls are whose.
-
-    Args:
-        connection: within a transaction; short, because it holds the users' buckets until it ends.
-        planned: account key to number of calls; no more than the bucket's capacity is reserved.
-        limits: the quotas.
-        longest_wait_seconds: a user who would have to wait longer gets nothing.
-
-    Returns:
-        Account key to seconds until the calls may be sent. More than `longest_wait_seconds`: nothing was reserved, ask
-        again then.
-    """
-    rate = limits.user_rate
-    wanted = {key: float(min(calls, rate.capacity)) for key, calls in planned.items() if calls > 0}
-    if not wanted:
-        return {}
-    level = _level(rate, "excluded.refilled_at")
-    values = {
-        "keys": list(wanted),
-        "calls": list(wanted.values()),
-        "capacity": float(rate.capacity),
-        "lowest": -longest_wait_seconds * rate.per_second,
-    }
-    rows = connection.execute(
-        sql.SQL("""
-            WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS at)
-            INSERT INTO sync.call_buckets AS b (scope, key, tokens, refilled_at)
-            SELECT 'user', w.key, %(capacity)s::float8 - w.calls, moment.at
-            FROM unnest(%(keys)s::bytea[], %(calls)s::float8[]) AS w (key, calls), moment
-            ORDER BY w.key
-            ON CONFLICT (scope, key) DO UPDATE
-            SET tokens = {level} - (%(capacity)s::float8 - excluded.tokens), refilled_at = {refilled_at}
-            WHERE {level} - (%(capacity)s::float8 - excluded.tokens) >= %(lowest)s::float8 OR {set_back}
-            RETURNING key, tokens
-            """).format(level=level, refilled_at=_REFILLED_AT, set_back=_SET_BACK),
-        values,
-    ).fetchall()
-    waits = {bytes(key): max(0.0, -tokens / rate.per_second) for key, tokens in rows}
-    refused = wanted.keys() - waits.keys()
-    if refused:
-        rows = connection.execute(
-            sql.SQL("SELECT key, {} FROM sync.call_buckets b WHERE scope = 'user' AND key = ANY(%s)").format(
-                _level(rate, "clock_timestamp()")
-            ),
-            [list(refused)],
-        ).fetchall()
-        for key, tokens in rows:
-            wait = (wanted[bytes(key)] - tokens) / rate.per_second
-            waits[bytes(key)] = max(wait, math.nextafter(longest_wait_seconds, math.inf))
-    return waits
-
-
-def headroom(connection: Connection, limits: QuotaLimits) -> Headroom:
-    """Read how much of the quotas is left.
-
-    Args:
-        connection: within a transaction.
-        limits: the quotas.
-
-    Returns:
-        The numbers of today, by the server's clock and Pacific time.
-    """
-    row = connection.execute(
-        sql.SQL("""
-            WITH moment AS MATERIALIZED (
-                SELECT at, (at AT TIME ZONE {zone})::date AS day FROM (SELECT clock_timestamp() AS at) AS clock
-            ), bucket AS (
-                SELECT {level} AS level, {factor} AS factor
-                FROM sync.call_buckets b, moment WHERE b.scope = 'project' AND b.key = ''
-            )
-            SELECT coalesce((SELECT calls FROM sync.call_days WHERE day = moment.day), 0),
-                extract(epoch FROM at - (day::timestamp AT TIME ZONE {zone}))::float8,
-                extract(epoch FROM ((day + 1)::timestamp AT TIME ZONE {zone}) - at)::float8,
-                (SELECT factor FROM bucket), (SELECT level FROM bucket),
-                (SELECT sum(api_calls) / 10.0 FROM sync.runs WHERE finished_at > at - interval '10 minutes')::float8
-            FROM moment
-            """).format(
-            zone=_ZONE,
-            level=_level(limits.project_rate, "moment.at"),
-            factor=_factor("moment.at"),
-        )
-    ).fetchone()
-    if row is None:
-        raise AssertionError("a query over one moment returns one row")
-    calls, elapsed, remaining, factor, level, per_minute = row
-    per_second = calls / max(elapsed, SHORTEST_PROJECTION_SECONDS)
-    return Headroom(
-        calls_today=calls,
-        calls_per_day=limits.per_day,
-        projected_calls=round(calls + per_second * remaining),
-        seconds_to_midnight=remaining,
-        project_factor=1.0 if factor is None else factor,
-        project_fill=1.0 if level is None else level / limits.project_rate.capacity,
-        calls_per_minute=per_minute,
-    )
-
-
-def purge(connection: Connection) -> int:
-    """Forget the users who made no call lately; their buckets are full, which an absent one is too.
-
-    Args:
-        connection: within a transaction.
-
-    Returns:
-        How many were forgotten.
-    """
-    return connection.execute(
-        "DELETE FROM sync.call_buckets WHERE scope = 'user' AND refilled_at < now() - %s * interval '1 day'",
-        [IDLE_DAYS],
-    ).rowcount
 
 
 class AdaptiveLimit:
@@ -421,13 +117,19 @@ class AdaptiveLimit:
             self._limit = min(self._most, self._limit + 1.0 / self._limit)
             self._changed.notify()
 
-    def congested(self) -> None:
-        """Google asks the project for fewer calls; halves at most once a second."""
+    def congested(self) -> bool:
+        """Google asks the project for fewer calls; halves at most once a second.
+
+        Returns:
+            Whether it did.
+        """
         with self._changed:
             now = self._clock()
-            if now - self._halved_at >= CONGESTION_PAUSE_SECONDS:
+            halves = now - self._halved_at >= CONGESTION_PAUSE_SECONDS
+            if halves:
                 self._halved_at = now
                 self._limit = max(1.0, self._limit / 2.0)
+            return halves
 
 
 @dataclass(slots=True)
@@ -458,12 +160,6 @@ class _Lot:
         return None
 
 
-@dataclass(slots=True)
-class _ProjectLot(_Lot):
-    price: float = 1.0
-    day: date = field(default=date.min)
-
-
 class CallQuota:
     """The quotas as one process keeps them; makes a `UserQuota` for each connection. Thread-safe."""
 
@@ -492,17 +188,14 @@ class CallQuota:
         self._sleep = sleep
         self._rate = limits.project_rate
         self._project = threading.Lock()
-        self._lot: _ProjectLot | None = None
-        self._last_size = 1
-        self._last_wait = 0.0
+        self._reserved = ProjectReservation(calls=1, wait_seconds=0.0, factor=1.0, day=date.min)
+        self._lot: _Lot | None = None
         self._spent = 0
         self._spent_since = clock()
-        self._factor = 1.0
         self._asks_again_at = self._midnight = -math.inf
         self._statistics = threading.Lock()
         self._waited_seconds = 0.0
         self._limited: dict[UUID, float] = {}
-        self._shrunk_at = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -526,7 +219,7 @@ class CallQuota:
         """Make the gate of one connection, for one thread.
 
         Args:
-            account_key: see the function of that name.
+            account_key: see `call_buckets.account_key`.
             tenant_id: whose connection it is.
         """
         return UserQuota(self, account_key, tenant_id)
@@ -563,12 +256,8 @@ class CallQuota:
             DailyBudgetError: there is none left today.
         """
         with self._project:
-            due = self._lot.take(self._clock()) if self._lot else None
-            if due is None:
-                self._reserve()
-                due = self._lot.take(self._clock()) if self._lot else None
-            if due is None:
-                raise AssertionError("a fresh lot has a call")
+            while self._lot is None or (due := self._lot.take(self._clock())) is None:
+                self._lot = self._reserve()
             self._spent += 1
             return due
 
@@ -584,24 +273,9 @@ class CallQuota:
             self._limited = {tenant: at for tenant, at in self._limited.items() if now - at <= LIMITED_WITHIN_SECONDS}
             if len(self._limited) < LIMITED_TENANTS:
                 return
-            shrinks = now - self._shrunk_at >= CONGESTION_PAUSE_SECONDS
-            if shrinks:
-                self._shrunk_at = now
-        self._in_flight.congested()
-        if shrinks:
+        if self._in_flight.congested():
             with self._shard.transaction() as connection:
-                connection.execute(
-                    sql.SQL("""
-                        WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS at)
-                        UPDATE sync.call_buckets b
-                        SET factor = greatest(%(lowest)s::float8, {factor} / 2), factor_at = moment.at
-                        FROM moment
-                        WHERE b.scope = 'project' AND b.key = ''
-                          AND (b.factor_at IS NULL
-                               OR abs(extract(epoch FROM moment.at - b.factor_at)) >= %(pause)s::float8)
-                        """).format(factor=_factor("moment.at")),
-                    {"lowest": LOWEST_FACTOR, "pause": FACTOR_PAUSE_SECONDS},
-                )
+                slow_project(connection)
 
     def reserve_user(self, key: bytes, calls: int) -> float:
         """Reserve calls of one user; see `reserve_users`.
@@ -623,77 +297,41 @@ class CallQuota:
             key: of the account.
             seconds: what Google asked for.
         """
-        rate = self.limits.user_rate
         with self._shard.transaction() as connection:
-            connection.execute(
-                sql.SQL("""
-                    INSERT INTO sync.call_buckets AS b (scope, key, tokens, refilled_at)
-                    VALUES ('user', %(key)s, %(tokens)s, clock_timestamp())
-                    ON CONFLICT (scope, key) DO UPDATE
-                    SET tokens = least({level}, excluded.tokens), refilled_at = {refilled_at}
-                    """).format(level=_level(rate, "excluded.refilled_at"), refilled_at=_REFILLED_AT),
-                {"key": key, "tokens": -seconds * rate.per_second},
-            )
+            push_back_user(connection, key, seconds, self.limits)
 
-    def _reserve(self) -> None:
+    def _reserve(self) -> _Lot:
         now = self._clock()
         if now < self._asks_again_at:
             raise _budget_error(self._midnight - now)
         size = self._next_size(now)
         self._return_unspent()
-        lot = self._ask(size) or (self._ask(1) if size > 1 else None)
-        if lot is None:
+        reserved = self._ask(size) or (self._ask(1) if size > 1 else None)
+        if reserved is None:
             raise ThrottledError(
                 "the project's calls of this minute are taken", retry_after_seconds=self._seconds_until_next()
             )
-        self._lot, self._last_size, self._last_wait = lot, lot.calls, lot.wait_seconds
-        self._spent, self._spent_since = 0, now
+        self._reserved, self._spent, self._spent_since = reserved, 0, now
+        spacing = 1.0 / reserved.factor / self._rate.per_second
+        return _Lot(self._clock(), reserved.calls, reserved.wait_seconds, spacing, PROJECT_LOT_SECONDS)
 
     def _next_size(self, now: float) -> int:
         """One second's worth of this process's calls, at most double the last; an equal share while they are scarce."""
         elapsed = now - self._spent_since
         worth = math.ceil(self._spent / elapsed) if elapsed > 0.0 else self._rate.capacity
-        size = min(worth, 2 * self._last_size, self._rate.capacity // 4, self.limits.per_day)
-        if self._last_wait > 0.0:
-            size = min(size, int(self._rate.per_second * self._factor / SCARCE_RESERVATIONS_PER_SECOND))
+        last = self._reserved
+        size = min(worth, 2 * last.calls, self._rate.capacity // 4, self.limits.per_day)
+        if last.wait_seconds > 0.0:
+            size = min(size, int(self._rate.per_second * last.factor / SCARCE_RESERVATIONS_PER_SECOND))
         return max(1, size)
 
-    def _ask(self, size: int) -> _ProjectLot | None:
+    def _ask(self, size: int) -> ProjectReservation | None:
         """Reserve so many calls, or what is left of the day; None when the wait would be too long."""
         try:
             with self._shard.transaction() as connection:
-                row = connection.execute(
-                    _TAKE.format(
-                        zone=_ZONE,
-                        level=_level(self._rate, "excluded.refilled_at"),
-                        factor_before=_factor("excluded.refilled_at"),
-                        factor=_factor("(SELECT at FROM moment)"),
-                        refilled_at=_REFILLED_AT,
-                        set_back=_SET_BACK,
-                    ),
-                    {
-                        "calls": size,
-                        "capacity": float(self._rate.capacity),
-                        "lowest": -PROJECT_WAIT_SECONDS * self._rate.per_second,
-                        "per_day": self.limits.per_day,
-                    },
-                ).fetchone()
-                if row is None:
-                    return None
-                tokens, self._factor, day = row
-                if day is None:
-                    raise _DayUsedUpError  # which rolls back what the bucket gave
-        except _DayUsedUpError:
+                return reserve_project(connection, size, self.limits)
+        except DayUsedUpError:
             return self._ask(min(size, self._left_today()))
-        return _ProjectLot(
-            reserved_at=self._clock(),
-            calls=size,
-            wait_seconds=max(0.0, -tokens / self._rate.per_second),
-            spacing_seconds=1.0 / self._factor / self._rate.per_second,
-            lifetime_seconds=PROJECT_LOT_SECONDS,
-            price=1.0 / self._factor,
-            day=day,
-        )
 
     def _left_today(self) -> int:
         """Calls left of the daily budget.
@@ -718,20 +356,11 @@ class CallQuota:
         return max(PROJECT_WAIT_SECONDS, missing / self._rate.per_second)
 
     def _return_unspent(self) -> None:
-        """Give back what nobody sent; not to a bucket below zero, where later callers were promised their times."""
         lot, self._lot = self._lot, None
         if lot is None or lot.calls == lot.taken:
             return
-        unspent = lot.calls - lot.taken
         with self._shard.transaction() as connection:
-            connection.execute(
-                sql.SQL("""
-                    UPDATE sync.call_buckets b SET tokens = least(%(capacity)s::float8, b.tokens + %(tokens)s::float8)
-                    WHERE b.scope = 'project' AND b.key = '' AND {level} >= 0
-                    """).format(level=_level(self._rate, "clock_timestamp()")),
-                {"capacity": float(self._rate.capacity), "tokens": unspent * lot.price},
-            )
-            connection.execute("UPDATE sync.call_days SET calls = calls - %s WHERE day = %s", [unspent, lot.day])
+            return_project(connection, self._reserved, lot.calls - lot.taken, self.limits)
 
 
 class UserQuota:
@@ -748,7 +377,7 @@ class UserQuota:
         self._was_limited = False
 
     def granted(self, calls: int, wait_seconds: float, *, reserved_at: float | None = None) -> None:
-        """Take over what `reserve_users` gave; each reserved call to one gate only.
+        """Take over what `call_buckets.reserve_users` gave; each reserved call to one gate only.
 
         Args:
             calls: that were planned.
@@ -798,22 +427,22 @@ class UserQuota:
         self._quota.note_limited(self._tenant_id)
 
     def _take(self) -> tuple[_Lot, float]:
-        now = self._quota.now()
-        due = self._lot.take(now) if self._lot else None
-        if due is None and now >= self._not_before:
-            rate = self._quota.limits.user_rate
-            size = min(self._lot_size, USER_LOT, rate.capacity)
-            self._lot_size = 2 * size
-            wait = self._quota.reserve_user(self._key, size)
-            if wait > USER_WAIT_SECONDS and size > 1:
-                size, wait = 1, self._quota.reserve_user(self._key, 1)
-            self._hold(size, wait, self._quota.now())
-            due = self._lot.take(self._quota.now()) if self._lot else None
-        if self._lot is None or due is None:
-            raise ThrottledError(
-                "this user's calls of this minute are taken", retry_after_seconds=self._not_before - now
-            )
+        while self._lot is None or (due := self._lot.take(self._quota.now())) is None:
+            now = self._quota.now()
+            if now < self._not_before:
+                raise ThrottledError(
+                    "this user's calls of this minute are taken", retry_after_seconds=self._not_before - now
+                )
+            self._reserve()
         return self._lot, due
+
+    def _reserve(self) -> None:
+        size = min(self._lot_size, USER_LOT, self._quota.limits.user_rate.capacity)
+        self._lot_size = 2 * size
+        wait = self._quota.reserve_user(self._key, size)
+        if wait > USER_WAIT_SECONDS and size > 1:
+            size, wait = 1, self._quota.reserve_user(self._key, 1)
+        self._hold(size, wait, self._quota.now())
 
     def _hold(self, calls: int, wait_seconds: float, at: float) -> None:
         if wait_seconds > USER_WAIT_SECONDS:
@@ -821,10 +450,6 @@ class UserQuota:
         elif calls > 0:
             spacing = 1.0 / self._quota.limits.user_rate.per_second
             self._lot = _Lot(at, calls, wait_seconds, spacing, USER_LOT_SECONDS)
-
-
-class _DayUsedUpError(Exception):
-    """The bucket had calls, the day has not."""
 
 
 def _budget_error(seconds: float) -> DailyBudgetError:

@@ -15,11 +15,12 @@ from scaling import settings
 from scaling.databases import DatabaseRouter
 from scaling.settings import DatabaseSettings, SyncSettings
 from sync_pipeline.cadence import Cadence
+from sync_pipeline.call_buckets import QuotaLimits
 from sync_pipeline.channels import ChannelKeeper
 from sync_pipeline.google_calendar import GoogleCalendar
 from sync_pipeline.grants import GrantCipher
 from sync_pipeline.leases import PushTerms
-from sync_pipeline.quota import CallQuota, QuotaLimits
+from sync_pipeline.quota import CallQuota
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from scaling.databases import Connection, Shard
 from scaling.errors import UserError
 from sync_pipeline import connections, leases, runs
 from sync_pipeline.cadence import FleetRates, read_fleet
+from sync_pipeline.call_buckets import fit_plans, reserve_users
 from sync_pipeline.errors import DailyBudgetError
-from sync_pipeline.quota import fit_plans, reserve_users
 from sync_pipeline.rotation import Rotation
 from sync_pipeline.services import Services
 from sync_pipeline.tally import Tally

@@ -1,6 +1,7 @@
 """The numbers behind the asset checks: how fresh, how stuck, how many events nobody can read.
 
-Belongs here: reading the state tables of all workspaces. Does not: whether a number is acceptable, quotas (`quota`).
+Belongs here: reading the state tables of all workspaces.
+Does not: whether a number is acceptable, quotas (`call_buckets`).
 """
 
 from collections.abc import Sequence

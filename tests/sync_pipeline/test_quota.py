@@ -17,21 +17,11 @@ from hypothesis import strategies as st
 from devstack.google_calendar import Simulator
 from devstack.servers import Database
 from scaling.databases import Connection, Shard
+from sync_pipeline import call_buckets
 from sync_pipeline import quota as quotas
+from sync_pipeline.call_buckets import QuotaLimits, Rate, account_key, fit_plans, headroom, reserve_users
 from sync_pipeline.errors import DailyBudgetError, ThrottledError
-from sync_pipeline.quota import (
-    UNLIMITED,
-    AdaptiveLimit,
-    CallGate,
-    CallQuota,
-    QuotaLimits,
-    Rate,
-    UserQuota,
-    account_key,
-    fit_plans,
-    headroom,
-    reserve_users,
-)
+from sync_pipeline.quota import UNLIMITED, AdaptiveLimit, CallGate, CallQuota, UserQuota
 from tests.sync_pipeline import virtual_clock
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)  # 05:00 in California
@@ -371,7 +361,7 @@ def test_what_a_process_reserved_and_left_lying_is_given_back_not_spent_in_a_lat
 
     burst(100)
     before = shard.transactions
-    time.pass_by(quotas.PROJECT_LOT_SECONDS)
+    time.pass_by(call_buckets.PROJECT_LOT_SECONDS)
     burst(1)
     assert shard.transactions == before, "still good"
     time.pass_by(1.0)
@@ -464,7 +454,7 @@ def test_a_reservation_that_was_left_lying_is_not_spent(make: MakeQuota, time: V
     quota = make(per_minute_and_user=600)
     mine = gate(quota)
     mine.granted(4, 0.0)
-    time.pass_by(quotas.USER_LOT_SECONDS + 1)
+    time.pass_by(call_buckets.USER_LOT_SECONDS + 1)
     call(mine)
 
     assert one(time.admin, "SELECT tokens FROM sync.call_buckets WHERE scope = 'user'") == 59
@@ -490,7 +480,7 @@ def test_workers_that_use_one_account_share_what_was_reserved_for_it_and_spend_i
 
 def test_what_was_reserved_long_before_it_is_granted_is_not_spent(make: MakeQuota, time: VirtualTime) -> None:
     mine = gate(make(per_minute_and_user=600))
-    time.pass_by(quotas.USER_LOT_SECONDS + 1)
+    time.pass_by(call_buckets.USER_LOT_SECONDS + 1)
     mine.granted(4, 0.0, reserved_at=0.0)
     call(mine)
 
@@ -657,10 +647,10 @@ def test_several_tenants_limited_at_once_slow_the_whole_project_which_recovers_b
     assert (factor(), quota.in_flight.limit) == (0.5, 4), "answers to calls that were under way"
     assert other_process.in_flight.limit == 4
     for _ in range(20):
-        time.pass_by(quotas.FACTOR_PAUSE_SECONDS)
+        time.pass_by(call_buckets.FACTOR_PAUSE_SECONDS)
         for tenant in tenants:
             tenant.limited()
-    assert factor() == quotas.LOWEST_FACTOR
+    assert factor() == call_buckets.LOWEST_FACTOR
     assert quota.in_flight.limit == 1
 
     quota.close()
@@ -671,8 +661,8 @@ def test_several_tenants_limited_at_once_slow_the_whole_project_which_recovers_b
     while time.clock() < began + 10.0:
         call(others)
         made += 1
-    assert made <= 10.0 * rate * (quotas.LOWEST_FACTOR + 10.0 / quotas.FACTOR_RECOVERY_SECONDS) + 1
-    time.pass_by(quotas.FACTOR_RECOVERY_SECONDS)
+    assert made <= 10.0 * rate * (call_buckets.LOWEST_FACTOR + 10.0 / call_buckets.FACTOR_RECOVERY_SECONDS) + 1
+    time.pass_by(call_buckets.FACTOR_RECOVERY_SECONDS)
     assert factor() == 1.0
 
 
@@ -762,6 +752,6 @@ def test_users_who_left_are_forgotten_and_busy_ones_are_not(make: MakeQuota, sha
     time.pass_by(2 * 86400.0)
     call(gate(quota, key=b"here"))
     with shard.transaction() as connection:
-        assert quotas.purge(connection) == 1
+        assert call_buckets.purge(connection) == 1
 
     assert one(time.admin, "SELECT array_agg(key) FROM sync.call_buckets WHERE scope = 'user'") == [b"here"]
