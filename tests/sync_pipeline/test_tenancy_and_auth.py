@@ -97,7 +97,8 @@ def test_workspaces_that_a_policy_hides_from_the_sync_are_not_taken_for_deleted(
     tables = "public.tenants, public.workspaces, public.users, public.google_connections"
     saas.execute(f"GRANT SELECT ON {tables} TO pipeline_worker")
     saas.execute(
-        f"CREATE POLICY one_only ON public.workspaces FOR SELECT TO pipeline_worker USING (id = '{other.workspace_id}')"
+        "CREATE POLICY one_only ON public.workspaces AS RESTRICTIVE FOR SELECT TO pipeline_worker "
+        f"USING (id = '{other.workspace_id}')"
     )
     with DatabaseRouter(Shard("main", login("pipeline_worker"))) as router:
         tick.run_tick(replace(services, router=router), run_id="half-blind")
