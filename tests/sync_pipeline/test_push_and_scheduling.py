@@ -533,8 +533,11 @@ def assert_no_gap(scene: Scene) -> None:
 def test_a_new_channel_is_noted_before_google_is_asked_and_owes_a_pull_once(scene: Scene) -> None:
     seen: list[list[str]] = []
     api = Api(scene.api, before={"watch_events": lambda: seen.append(scene.states())})
+    lease = scene.lease()
+    scene.settle()
 
-    assert scene.keep(api) is True
+    assert scene.keeper.keep_calendar(api, scene.transaction, lease) is True
+    scene.google.settle_pushes()
 
     assert seen == [["opening"]]
     ((channel, state, resource, confirmed, life),) = scene.saas.execute(
@@ -644,18 +647,38 @@ def test_a_young_channel_being_opened_elsewhere_is_left_alone(scene: Scene) -> N
     assert scene.calls["events.watch", "200"] == 1
 
 
-def test_a_keeper_that_was_paused_until_others_took_its_channel_for_abandoned_stops_it(scene: Scene) -> None:
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped by them", "their stop failed"])
+def test_a_keeper_that_was_paused_until_others_took_its_channel_for_abandoned_stops_it(
+    scene: Scene, stopped: bool
+) -> None:
+    theirs: list[str] = []
+
     def others_work() -> None:
         scene.age(601)
+        if not stopped:
+            scene.google.add_fault("error", status=503, method="channels.stop")
         assert scene.keep() is True
+        scene.google.clear_faults()
+        theirs.extend(str(channel) for channel, state in scene.rows() if state == "open")
 
     lease = scene.lease()
     paused = Api(scene.api, after={"watch_events": others_work})
     assert scene.keeper.keep_calendar(paused, scene.transaction, lease) is False
 
-    ((survivor, state),) = scene.rows()
-    assert state == "open"
-    assert scene.open_at_google() == {survivor}
+    assert scene.rows() == [(theirs[0], "open")]
+    assert scene.open_at_google() == set(theirs)
+
+
+def test_a_channel_whose_answer_was_lost_is_stopped_by_what_its_sync_message_named(scene: Scene) -> None:
+    with pytest.raises(Dies):
+        scene.keep(Api(scene.api, after={"watch_events": die}))
+    scene.google.settle_pushes()
+    scene.saas.execute("UPDATE sync.calendar_state SET deleted_at = now()")
+    scene.age(601)
+
+    scene.keep_list()
+
+    assert len(scene.rows()) == len(scene.open_at_google()) == 1, "the list's own"
 
 
 def test_a_keeper_whose_lease_moved_on_before_it_asked_opens_nothing(scene: Scene) -> None:
