@@ -15,11 +15,11 @@ from scaling.databases import DatabaseRouter, Shard
 from scaling.errors import UserError
 from sync_pipeline import error_budget, vital_signs
 from sync_pipeline.assets import TickConfig, calendar_events
+from sync_pipeline.call_buckets import Headroom
 from sync_pipeline.checks import calendar_events_checks, judge_quota
 from sync_pipeline.columns import CALENDAR_EVENTS
 from sync_pipeline.definitions import build_defs
 from sync_pipeline.partitions import workspaces as partitions
-from sync_pipeline.quota import Headroom
 from sync_pipeline.resources import SyncResource
 from sync_pipeline.vital_signs import VitalSigns
 from tests.sync_pipeline.conftest import Saas
