@@ -126,7 +126,7 @@ WITH calendars AS MATERIALIZED (
     JOIN sync.connection_state s USING (tenant_id, workspace_id, connection_id)
     LEFT JOIN (
         SELECT DISTINCT tenant_id, workspace_id, connection_id, calendar_id FROM sync.channels
-        WHERE state = 'open' AND expires_at > now() AND calendar_id IS NOT NULL
+        WHERE state = 'open' AND last_message_at IS NOT NULL AND expires_at > now() AND calendar_id IS NOT NULL
     ) AS w USING (tenant_id, workspace_id, connection_id, calendar_id)
     WHERE c.deleted_at IS NULL AND s.status = 'active'
 ), fleet AS (

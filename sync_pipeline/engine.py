@@ -107,12 +107,12 @@ class CalendarSync:
             empty = 0 if page.items else empty + 1
             if empty > EMPTY_PAGES:
                 raise ProtocolError("the listing goes on without any event")
+            visit = self.next_visit(wrote) if page_token is None else None
             with self.transaction() as connection:
                 if batch.seen or page_token is not None:  # completing proves the lease as well
                     leases.hold(connection, lease)
                     unseen += event_store.write_page(connection, lease, generation=generation, batch=batch)
-                if page_token is None and page.next_sync_token is not None:
-                    visit = self.next_visit(wrote)
+                if visit is not None and page.next_sync_token is not None:
                     unseen += event_store.complete(
                         connection,
                         lease,

@@ -46,8 +46,10 @@ OF_CALENDAR = sql.SQL("calendar_id = t.calendar_id")
 ITS_CHANNELS = sql.SQL("""FROM sync.channels h
     WHERE (h.tenant_id, h.workspace_id, h.connection_id) = (t.tenant_id, t.workspace_id, t.connection_id)
       AND h.{what}""")
-# A calendar with an open channel is polled for safety only.
-WATCHED = sql.SQL("EXISTS (SELECT {channels} AND h.state = 'open' AND h.expires_at > now())")
+# Polled for safety only is what has an open channel to the present address through which a message has come, the one
+# that Google sends when it opens the channel at least: a receiver that Google cannot reach is not relied upon.
+WATCHED = sql.SQL("""EXISTS (SELECT {channels} AND h.state = 'open' AND h.last_message_at IS NOT NULL
+    AND substr(uuid_send(h.channel_id), 1, 4) = %(tag)s AND h.expires_at > now())""")
 # With push on: no channel of the present address will be in force for long enough. With push off: there is one to stop.
 WANTS_CHANNEL = sql.SQL("""CASE WHEN %(push)s
     THEN NOT EXISTS (SELECT {channels} AND h.state = 'open' AND substr(uuid_send(h.channel_id), 1, 4) = %(tag)s
@@ -61,7 +63,6 @@ def _sql(text: LiteralString) -> sql.Composed:
         list_due=LIST_DUE,
         chosen=CHOSEN,
         list_watched=WATCHED.format(channels=ITS_CHANNELS.format(what=OF_LIST)),
-        list_wants_channel=WANTS_CHANNEL.format(channels=ITS_CHANNELS.format(what=OF_LIST)),
         calendar_watched=WATCHED.format(channels=ITS_CHANNELS.format(what=OF_CALENDAR)),
         calendar_wants_channel=WANTS_CHANNEL.format(channels=ITS_CHANNELS.format(what=OF_CALENDAR)),
     )
@@ -95,7 +96,7 @@ class CalendarLease:
     seconds_since_sync: float | None = None
     """Since the last good sync; None before the first."""
     is_watched: bool = False
-    """Google sends notifications for it: a channel is in force."""
+    """Google sends notifications for it, and they arrive."""
     wants_channel: bool = False
     """A channel should be opened, renewed or, with push off, stopped before the calendar is read."""
 
@@ -119,7 +120,6 @@ class ListLease:
     epoch: int
     consecutive_failures: int
     is_watched: bool
-    wants_channel: bool
 
     @property
     def key(self) -> dict[str, object]:
@@ -279,7 +279,7 @@ def take(
         FROM (SELECT s.* FROM sync.connection_state s WHERE {list_due} AND {chosen} FOR UPDATE OF s SKIP LOCKED) s
         WHERE t.tenant_id = s.tenant_id AND t.workspace_id = s.workspace_id AND t.connection_id = s.connection_id
         RETURNING t.tenant_id, t.workspace_id, t.connection_id, t.lease_epoch, t.consecutive_failures,
-            {list_watched}, {list_wants_channel} AND coalesce(t.list_watch_retry_at <= now(), true)
+            {list_watched}
         """),
         chosen,
     ).fetchall()
@@ -315,6 +315,18 @@ def take(
         Claim(one, tuple(list_leases.get(one, ())), tuple(calendar_leases.get(one, ())), one in healthy)
         for one in served
     )
+
+
+def is_watched(connection: Connection, lease: CalendarLease, *, push: PushTerms) -> bool:
+    """Tell whether Google's notifications for a calendar arrive by now."""
+    row = connection.execute(
+        _sql("""
+        SELECT {calendar_watched} FROM sync.calendar_state t
+        WHERE (t.tenant_id, t.workspace_id, t.calendar_id) = (%(tenant)s, %(workspace)s, %(calendar)s)
+        """),
+        {**lease.key, "tag": push.address_tag},
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def renew_all(connection: Connection, *, owner: str) -> None:

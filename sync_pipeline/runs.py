@@ -23,7 +23,7 @@ def start(connection: Connection, *, run_id: str, shard: int, of: int, workspace
         SELECT %s, %s, %s, %s, now(), now(),
             (SELECT count(*) FROM sync.calendar_state WHERE deleted_at IS NULL),
             (SELECT count(DISTINCT (tenant_id, workspace_id, calendar_id)) FROM sync.channels
-             WHERE calendar_id IS NOT NULL AND state = 'open' AND expires_at > now())
+             WHERE calendar_id IS NOT NULL AND state = 'open' AND last_message_at IS NOT NULL AND expires_at > now())
         ON CONFLICT (run_id) DO UPDATE
         SET started_at = now(), heartbeat_at = now(), finished_at = NULL, workspaces_due = excluded.workspaces_due
         """,

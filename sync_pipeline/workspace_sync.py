@@ -213,9 +213,8 @@ class _Service:
     def _list(self, lease: ListLease) -> None:
         keeper = self._services.keeper
         try:
-            watched = lease.is_watched
-            if keeper is not None and lease.wants_channel:
-                watched |= keeper.keep_list(self._connect(lease.connection_id), self._transaction, lease)
+            if keeper is not None:
+                keeper.keep_list(self._connect(lease.connection_id), self._transaction, lease)
             entries = self._read_list(lease.connection_id)
             with self._transaction() as connection:
                 connections.record_list(
@@ -223,7 +222,7 @@ class _Service:
                     lease,
                     entries,
                     token_fingerprint=self._grants[lease.connection_id].token_fingerprint,
-                    due_in_seconds=self._services.cadence.next_list(watched),
+                    due_in_seconds=self._services.cadence.next_list(lease.is_watched),
                 )
                 event_store.purge_tombstones(connection, self._workspace)
         except LeaseLostError as error:
@@ -267,15 +266,15 @@ class _Service:
         counted = self._counted
         try:
             api = self._connect(lease.connection_id)
-            watched = lease.is_watched
+            opened = False
             if services.keeper is not None and lease.wants_channel:
                 # Before the pull, which so catches up with what changed until the channel was in force.
-                watched |= services.keeper.keep_calendar(api, self._transaction, lease)
+                opened = services.keeper.keep_calendar(api, self._transaction, lease)
             CalendarSync(
                 api=api,
                 transaction=self._transaction,
                 token_fingerprint=self._grants[lease.connection_id].token_fingerprint,
-                next_visit=lambda changed: self._next_visit(lease, changed=changed, watched=watched),
+                next_visit=lambda changed: self._next_visit(lease, changed=changed, opened=opened),
                 also=self._count_calls,
             ).run(lease, self.tally)
         except LeaseLostError as error:
@@ -297,8 +296,12 @@ class _Service:
         finally:
             self._counted = counted  # what was counted in a transaction that rolled back is counted again
 
-    def _next_visit(self, lease: CalendarLease, *, changed: bool, watched: bool) -> NextVisit:
+    def _next_visit(self, lease: CalendarLease, *, changed: bool, opened: bool) -> NextVisit:
         cadence = self._services.cadence
+        watched = lease.is_watched
+        if opened:
+            with self._transaction() as connection:
+                watched = leases.is_watched(connection, lease, push=self._services.push_terms)
         count, days = observe(
             lease.change_count, lease.observed_days, lease.seconds_since_sync, changed, notified=watched
         )

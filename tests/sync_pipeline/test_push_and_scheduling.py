@@ -1140,3 +1140,29 @@ def test_a_fleet_that_starts_at_once_spreads_its_due_times_by_a_quarter_and_know
     assert 4300 < max(waits) <= 4500
     tenths = Counter(int((wait - 2700) // 180) for wait in waits)
     assert max(tenths.values()) < 80 / 4, "no tenth of the time takes a quarter of the calendars"
+
+
+def test_a_receiver_that_google_cannot_reach_leaves_the_calendars_polled(fleet: Fleet) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    nobody = make_keeper(f"http://127.0.0.1:{free_port()}/google-calendar")
+    fleet = replace(fleet, services=replace(fleet.services, keeper=nobody))
+    fleet.settle()
+    fleet.tick()
+    asked = fleet.google.counts().count("events.watch")
+
+    insert(fleet.google, calendar, meeting())
+    fleet.tick()
+
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
+    assert fleet.google.counts().count("events.watch") == asked == 1, "it is not opened again at every poll"
+
+
+def test_with_push_switched_off_calendars_are_polled_again(fleet: Fleet) -> None:
+    workspace, calendar = connected(fleet.google, fleet.saas)
+    fleet.settle()
+    off = replace(fleet, services=replace(fleet.services, keeper=make_keeper(None)))
+    fleet.saas.execute("UPDATE sync.calendar_state SET due_at = now()")
+    off.tick()
+    insert(fleet.google, calendar, meeting())
+    off.tick()
+    assert differences(fleet.saas, workspace, calendar, fleet.google.truth(calendar)) == {}
