@@ -182,7 +182,9 @@ def test_runs_of_other_jobs_and_runs_at_work_stay(log: Log) -> None:
     config = dg.RunConfig(ops={"sync_ticks": Config(well=[], sick=[])})
     run_id = other.execute_in_process(run_config=config, instance=log.instance, raise_on_error=False).run_id
     at_work = log.instance.create_run_for_job(
-        JOB, status=dg.DagsterRunStatus.STARTED, run_config=config.to_config_dict()
+        JOB,
+        status=dg.DagsterRunStatus.STARTED,
+        run_config=config.to_config_dict(),  # type: ignore[no-untyped-call]  # dagster's, typed in parts
     ).run_id
     log.execute("UPDATE runs SET create_timestamp = create_timestamp - interval '99 days'")
     log.run(["a"], days_ago=0)
