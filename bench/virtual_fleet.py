@@ -469,7 +469,8 @@ def _judge(outcomes: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
             push_p95,
             "<= 60",
             push_p95 <= 60,
-            f"all changes of the fleet; {freshness(push)}; runs start {START_SECONDS:g} s after their tick, calls take no virtual time; {fleet}",
+            f"all changes of the fleet; {freshness(push)}; runs start {START_SECONDS:g} s after their tick, "
+            f"calls take no virtual time; {fleet}",
         ),
         _figure(
             "adaptive_reduction",
