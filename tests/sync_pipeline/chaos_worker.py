@@ -28,9 +28,9 @@ from sync_pipeline import google_calendar, leases, tick
 from sync_pipeline.services import open_services
 
 PAGE_SIZE = 2
-LEASE_SECONDS = 0.6
-HEARTBEAT_SECONDS = 0.2
-IDLE_IN_TRANSACTION_SECONDS = 1
+LEASE_SECONDS = 0.3
+HEARTBEAT_SECONDS = 0.1
+IDLE_IN_TRANSACTION_SECONDS = 0.5
 LONGEST_SLEEP_SECONDS = 0.005
 MOST_TROUBLES = 20
 SERVICES: dict[str, Any] = {}
