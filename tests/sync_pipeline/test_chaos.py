@@ -6,7 +6,7 @@ from devstack.google_calendar import Simulator
 from devstack.servers import Database
 from tests.sync_pipeline import chaos
 
-TRIALS = 10
+TRIALS = 8
 
 
 def test_workers_killed_frozen_and_cut_off_lose_duplicate_and_resurrect_nothing(
