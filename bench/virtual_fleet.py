@@ -43,6 +43,7 @@ from devstack.servers import Database
 from scaling import migrate
 from scaling.settings import SyncSettings
 from sync_pipeline.cadence import DAY, Cadence, FleetRates, observe
+from sync_pipeline.quota import CallQuota
 from sync_pipeline.services import Services
 from sync_pipeline.tick import quantile, run_tick
 from tests.sync_pipeline import virtual_clock
@@ -200,10 +201,20 @@ def trial(scheme: Scheme, *, seed: int, name: str) -> Outcome:
     with _world(rng, name) as (world, fleet, receiver), fleet.services(**{**DEFAULTS, **scheme.settings}) as made:
         keeper = made.keeper and replace(made.keeper, address=receiver if scheme.push else None)
         watch = made.time_budget_seconds if scheme.push else 0.0
+        assert made.quota is not None
+        # The quotas are out of reach, and a place in their lots that falls due microseconds later is no wait.
+        quota = CallQuota(
+            made.router.shards()[0],
+            limits=made.quota.limits,
+            max_in_flight=made.parallelism,
+            clock=world.clock,
+            sleep=lambda _: None,
+        )
         services = replace(
             made,
             clock=world.clock,
             sleep=world.sleep,
+            quota=quota,
             keeper=keeper,
             cadence=replace(made.cadence, rng=Random(seed)),
         )

@@ -339,7 +339,7 @@ def a_calendar(saas: Saas) -> str:
     return name
 
 
-def test_the_fleet_is_read_from_calendars_without_an_open_channel(database: Database, saas: Saas) -> None:
+def test_the_fleet_is_read_from_calendars_without_a_channel_that_works(database: Database, saas: Saas) -> None:
     learned = [(4.0, 10.0), (4.0, 10.0), (100.0, 10.0), (7.0, 1.0)]
     watched, gone = a_calendar(saas), a_calendar(saas)
     names = [a_calendar(saas) for _ in learned]
@@ -351,18 +351,21 @@ def test_the_fleet_is_read_from_calendars_without_an_open_channel(database: Data
             name,
         )
     saas.execute("UPDATE sync.calendar_state SET deleted_at = now(), change_count = 99 WHERE calendar_id = %s", gone)
-    for name, state, expires in [
-        (watched, "open", "1 day"),
-        (watched, "open", "2 days"),
-        (names[0], "closing", "1 day"),
-        (names[1], "open", "-1 day"),
+    for name, state, expires, confirmed in [
+        (watched, "open", "1 day", True),
+        (watched, "open", "2 days", True),
+        (names[0], "closing", "1 day", True),
+        (names[1], "open", "-1 day", True),
+        (names[2], "open", "1 day", False),
     ]:
         saas.execute(
             "INSERT INTO sync.channels (channel_id, tenant_id, workspace_id, connection_id, calendar_id, token_hash, "
-            "state, created_at, expires_at) SELECT gen_random_uuid(), tenant_id, workspace_id, connection_id, "
-            "calendar_id, '', %s, now(), now() + %s::interval FROM sync.calendar_state WHERE calendar_id = %s",
+            "state, created_at, expires_at, last_message_at) "
+            "SELECT gen_random_uuid(), tenant_id, workspace_id, connection_id, calendar_id, '', %s, now(), "
+            "now() + %s::interval, CASE WHEN %s THEN now() END FROM sync.calendar_state WHERE calendar_id = %s",
             state,
             expires,
+            confirmed,
             name,
         )
 
