@@ -315,6 +315,7 @@ REMEDIES = {
     "client_refused": "Google refuses the OAuth client: check GOOGLE_CLIENT_ID and GOOGLE_CLIENT_SECRET",
     "access_denied": "Google denies access: check the granted scopes and that the Calendar API is enabled",
     "bad_request": "Google calls a request malformed: report this as a bug",
+    "unreadable_state": "a row of its state cannot be read; docs/operations.md says how to start it anew",
     "failing_too_long": "one of its calendars has failed ten times in a row; sync.calendar_status says how",
     "daily_budget": "the calls of the day are used up; it goes on at midnight, Pacific time (SYNC_CALLS_PER_DAY)",
     "throttled": "the call quota has no room left for it right now; it goes on by itself",

@@ -102,6 +102,25 @@ def assess(connection: Connection, workspace: Workspace, tally: Tally) -> Health
     return health
 
 
+def set_aside(connection: Connection, workspace: Workspace) -> None:
+    """Note that a workspace cannot be served until somebody mends its state.
+
+    Args:
+        connection: within a transaction.
+        workspace: whose rows cannot be read.
+    """
+    connection.execute(
+        """
+        INSERT INTO sync.workspace_state AS mine (tenant_id, workspace_id, last_served_at, health, health_reason)
+        VALUES (%s, %s, now(), 'needs_human', 'unreadable_state')
+        ON CONFLICT (tenant_id, workspace_id) DO UPDATE
+        SET last_served_at = now(), health = excluded.health, health_reason = excluded.health_reason,
+            health_since = CASE WHEN mine.health = excluded.health THEN mine.health_since ELSE now() END
+        """,
+        [workspace.tenant_id, workspace.workspace_id],
+    )
+
+
 @contextmanager
 def owed_reports(shard: Shard, *, only: Sequence[Workspace] | None = None) -> Iterator[tuple[WorkspaceReport, ...]]:
     """Lend the reports Dagster is owed; leaving without an exception marks them as made.

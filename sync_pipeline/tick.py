@@ -20,14 +20,14 @@ import psycopg
 
 from scaling.databases import Connection, Shard
 from scaling.errors import UserError
-from sync_pipeline import connections, leases, runs
+from sync_pipeline import connections, health, leases, runs
 from sync_pipeline.cadence import FleetRates, read_fleet
 from sync_pipeline.call_buckets import fit_plans, reserve_users
 from sync_pipeline.errors import DailyBudgetError
 from sync_pipeline.rotation import Rotation
 from sync_pipeline.services import Services
 from sync_pipeline.tally import Tally
-from sync_pipeline.workspace_sync import Assignment, Reserved, WorkspaceResult, serve
+from sync_pipeline.workspace_sync import Assignment, Reserved, WorkspaceResult, serve, unreadable
 from sync_pipeline.workspaces import Workspace
 
 log = logging.getLogger("sync_pipeline")
@@ -298,25 +298,15 @@ class _Pool:
 
     def _claim(self, chosen: Sequence[Workspace]) -> bool:
         """Lease workspaces and get them ready; False when all of them are busy elsewhere."""
-        services = self._services
         claimed: set[Workspace] = set()
         busy: list[Workspace] = []
         try:
             for source in dict.fromkeys(self._due[workspace] for workspace in chosen):
                 here = [workspace for workspace in chosen if self._due[workspace] is source]
-                with source.shard.transaction() as connection:
-                    taken = leases.claim(
-                        connection,
-                        here,
-                        owner=self._run_id,
-                        since=source.since,
-                        tenant_limit=services.tenant_parallelism,
-                        push=services.push_terms,
-                    )
-                    assignments = _assign(connection, services, taken.claims)
+                assignments, elsewhere = self._take(source, here)
                 self._ready += [(assignment, source) for assignment in assignments]
-                claimed |= {claim.workspace for claim in taken.claims}
-                busy += taken.busy
+                claimed |= {assignment.claim.workspace for assignment in assignments}
+                busy += elsewhere
         finally:
             for workspace in chosen:
                 if workspace not in claimed:
@@ -326,6 +316,33 @@ class _Pool:
             if self._refused[workspace] < BUSY_ATTEMPTS:
                 self._rotation.put_back(workspace)
         return len(busy) < len(chosen)
+
+    def _take(self, source: _Source, workspaces: Sequence[Workspace]) -> tuple[list[Assignment], list[Workspace]]:
+        """Lease workspaces of one database; one whose rows cannot be read is set aside, and told, by itself.
+
+        One unreadable row froze a whole fleet for 23 hours elsewhere (compass issue 2527).
+        """
+        services = self._services
+        try:
+            with source.shard.transaction() as connection:
+                taken = leases.claim(
+                    connection,
+                    workspaces,
+                    owner=self._run_id,
+                    since=source.since,
+                    tenant_limit=services.tenant_parallelism,
+                    push=services.push_terms,
+                )
+                return _assign(connection, services, taken.claims), list(taken.busy)
+        except (psycopg.DataError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if len(workspaces) > 1:
+                parts = [self._take(source, [workspace]) for workspace in workspaces]
+                return [one for taken, _ in parts for one in taken], [one for _, busy in parts for one in busy]
+            (workspace,) = workspaces
+            self.results.append(unreadable(workspace, error))
+            with source.shard.transaction() as connection:
+                health.set_aside(connection, workspace)
+            return [], []
 
     def _out_of_time(self) -> bool:
         """True when a workspace as slow as the slowest percent would end after the budget."""

@@ -132,6 +132,18 @@ def serve(
     )
 
 
+def unreadable(workspace: Workspace, error: Exception) -> WorkspaceResult:
+    """What came of a workspace whose state cannot be read: nothing but one trouble, which is logged.
+
+    Args:
+        workspace: which.
+        error: what happened; its text is told to nobody.
+    """
+    trouble = _internal(error)
+    log.error("workspace %s is passed over, a row of its state cannot be read: %s", workspace.partition_key, trouble)
+    return WorkspaceResult(workspace, Tally(), (Trouble(trouble.kind, str(trouble)),), (), None, 0.0)
+
+
 class _Service:
     """The state of serving one workspace, in one thread."""
 

@@ -351,6 +351,30 @@ def test_a_state_row_nobody_can_use_is_passed_over_and_told(
     )
 
 
+def test_a_row_that_cannot_even_be_read_sets_aside_its_workspace_alone(
+    saas: Saas, google: Simulator, tick_once: Tick, ann: tuple[Workspace, str]
+) -> None:
+    workspace, calendar = ann
+    other, bobs = connected(google, saas, "bob")
+    tick_once()
+    poison = "UPDATE sync.connection_state SET access_token_expires_at = {} WHERE workspace_id = %s"
+    saas.execute(poison.format("'infinity'"), workspace.workspace_id)
+    insert(google, bobs, meeting(2))
+    insert(google, calendar, meeting(3))
+    assert kinds(tick_once()) == ["internal"]
+    assert len(saas.events(other, bobs)) == 1
+    assert saas.one(
+        "SELECT health, health_reason FROM sync.workspace_state WHERE workspace_id = %s", workspace.workspace_id
+    ) == ("needs_human", "unreadable_state")
+
+    saas.execute(poison.format("now()"), workspace.workspace_id)
+    assert kinds(tick_once()) == []
+    assert len(saas.events(workspace, calendar)) == 2
+    assert saas.one("SELECT health FROM sync.workspace_state WHERE workspace_id = %s", workspace.workspace_id) == (
+        "healthy",
+    )
+
+
 # --- the list of calendars ------------------------------------------------------------------------------------------
 
 
