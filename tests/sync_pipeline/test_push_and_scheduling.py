@@ -1060,6 +1060,8 @@ def test_when_every_push_is_lost_the_safety_poll_finds_the_change_within_a_day(
         for _ in range(4):
             time.fleet.tick()
             time.pass_(120)
+        time.pass_(5 * 3600)  # a poll later the channel is relied upon, if its first message came too late for that
+        time.fleet.tick()
         google.add_fault("drop", method="push")
         insert(google, calendar, meeting())
         pulls, hours = time.fleet.pulls(), 0
