@@ -106,7 +106,9 @@ class SyncSettings(SyncScheduleSettings):
     google_token_url: str = Field(
         default="https://oauth2.googleapis.com/token", description="OAuth token endpoint; other only in the devstack."
     )
-    sync_parallelism: int = Field(default=8, ge=1, le=64, description="Workspaces one run works on at a time.")
+    sync_parallelism: int = Field(
+        default=8, ge=1, le=64, description="Calls to Google one run has under way at a time."
+    )
     sync_tenant_parallelism: int = Field(
         default=4, ge=1, le=64, description="Workspaces of one tenant worked on at a time, in all runs together."
     )

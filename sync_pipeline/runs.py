@@ -57,15 +57,17 @@ def count_calls(connection: Connection, tenant_id: UUID, calls: CallCounter) -> 
     """Add requests to a tenant's counters of today."""
     if not calls:
         return
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            """
-            INSERT INTO sync.api_calls AS mine (tenant_id, day, method, outcome, calls)
-            VALUES (%s, (now() AT TIME ZONE 'UTC')::date, %s, %s, %s)
-            ON CONFLICT (tenant_id, day, method, outcome) DO UPDATE SET calls = mine.calls + excluded.calls
-            """,
-            [(tenant_id, method, outcome, count) for (method, outcome), count in sorted(calls.items())],
-        )
+    # Not executemany: psycopg sends it as a pipeline, whose last message leaves Postgres without
+    # idle_in_transaction_session_timeout, so a process frozen before its commit would keep its locks for ever.
+    names = sorted(calls)
+    connection.execute(
+        """
+        INSERT INTO sync.api_calls AS mine (tenant_id, day, method, outcome, calls)
+        SELECT %s, (now() AT TIME ZONE 'UTC')::date, * FROM unnest(%s::text[], %s::text[], %s::bigint[])
+        ON CONFLICT (tenant_id, day, method, outcome) DO UPDATE SET calls = mine.calls + excluded.calls
+        """,
+        [tenant_id, [method for method, _ in names], [outcome for _, outcome in names], [calls[n] for n in names]],
+    )
 
 
 def count_freshness(connection: Connection, freshness: Mapping[int, int]) -> None:
@@ -75,15 +77,14 @@ def count_freshness(connection: Connection, freshness: Mapping[int, int]) -> Non
         connection: within a transaction.
         freshness: upper bound of their age in seconds to how many.
     """
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            """
-            INSERT INTO sync.freshness AS mine (day, le_seconds, changes)
-            VALUES ((now() AT TIME ZONE 'UTC')::date, %s, %s)
-            ON CONFLICT (day, le_seconds) DO UPDATE SET changes = mine.changes + excluded.changes
-            """,
-            sorted(freshness.items()),
-        )
+    connection.execute(
+        """
+        INSERT INTO sync.freshness AS mine (day, le_seconds, changes)
+        SELECT (now() AT TIME ZONE 'UTC')::date, * FROM unnest(%s::int[], %s::bigint[])
+        ON CONFLICT (day, le_seconds) DO UPDATE SET changes = mine.changes + excluded.changes
+        """,
+        [sorted(freshness), [freshness[bound] for bound in sorted(freshness)]],
+    )
 
 
 def now(connection: Connection) -> datetime:

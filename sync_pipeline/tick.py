@@ -215,7 +215,10 @@ def _find_due(services: Services) -> "dict[Workspace, _Source]":
 
 
 class _Pool:
-    """Threads that each take the next workspace as soon as they are free, and a heartbeat for their leases."""
+    """Threads that each take the next workspace as soon as they are free, and a heartbeat for their leases.
+
+    There are half as many more of them as calls may be under way, so that some write while others wait for Google.
+    """
 
     def __init__(self, services: Services, *, run_id: str, deadline: float, book: Shard) -> None:
         self._services = services
@@ -228,7 +231,8 @@ class _Pool:
         self._due: Mapping[Workspace, _Source] = {}
         self._refused: Counter[Workspace] = Counter()
         self._durations: deque[float] = deque(maxlen=DURATIONS_REMEMBERED)
-        self._threads = ThreadPoolExecutor(services.parallelism, thread_name_prefix="sync")
+        self._workers = services.parallelism + services.parallelism // 2
+        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="sync")
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="sync-heartbeat", daemon=True)
         self.results: list[WorkspaceResult] = []
@@ -258,7 +262,7 @@ class _Pool:
         self._due = due
         self._refused.clear()
         self._rotation = Rotation(due, tenant_limit=self._services.tenant_parallelism)
-        workers = [self._threads.submit(self._work) for _ in range(min(self._services.parallelism, len(due)))]
+        workers = [self._threads.submit(self._work) for _ in range(min(self._workers, len(due)))]
         for worker in workers:
             worker.result()
         return [workspace for workspace, attempts in self._refused.items() if attempts >= BUSY_ATTEMPTS]

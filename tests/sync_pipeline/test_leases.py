@@ -1,10 +1,13 @@
 """Who may take what, and for how long: shares of tenants across runs, heartbeats, and runs that keep watch."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from devstack.google_calendar import Simulator
@@ -168,6 +171,23 @@ def test_a_run_serves_a_calendar_once_however_soon_it_is_due_again(
     google.reset_counts()
     tick.run_tick(services, run_id="once")
     assert google.counts().count("events.list") == 1
+
+
+def test_a_process_frozen_before_its_commit_loses_its_locks_whatever_it_did_last(
+    services: Services, saas: Saas
+) -> None:
+    (shard,) = services.router.shards()
+    with suppress(psycopg.OperationalError), shard.dedicated(autocommit=False) as frozen:
+        frozen.execute("SET idle_in_transaction_session_timeout = '100ms'")
+        frozen.commit()
+        runs.count_freshness(frozen, {60: 1, 120: 2})
+        runs.count_calls(frozen, uuid4(), Counter({("events.list", "200"): 1, ("oauth.refresh", "200"): 1}))
+        for _ in range(100):
+            if not saas.execute("SELECT pid FROM pg_stat_activity WHERE pid = %s", frozen.info.backend_pid):
+                break
+            threading.Event().wait(0.05)
+        else:
+            raise AssertionError("the transaction lives on")
 
 
 NOON = {
