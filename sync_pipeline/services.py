@@ -25,7 +25,7 @@ from sync_pipeline.quota import CallQuota
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Database, Google, keys, and time."""
+    """Database, Google, keys, and time; `clock` is the one that `quota` was made with."""
 
     router: DatabaseRouter
     google: GoogleCalendar

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -56,6 +57,10 @@ def serve(options: Options, host: str, port: int, *, parent: int | None = None) 
             server_header=False,
             timeout_keep_alive=120,
             timeout_graceful_shutdown=1,
+        )
+        # A fault that breaks the connection is no mistake of the application.
+        logging.getLogger("uvicorn.error").addFilter(
+            lambda record: not record.getMessage().startswith("ASGI callable returned without")
         )
         server = uvicorn.Server(config)
         sys.stdout.buffer.write(dumps(app.simulation.describe()) + b"\n")
