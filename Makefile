@@ -65,6 +65,7 @@ bench: install  ## measure, into var/bench/ and the README's tables
 .PHONY: bench-sync
 bench-sync: install  ## measure the calendar sync against its targets, in under 25 minutes (ARGS="--only pool")
 	@$(BIN)/python -m bench.sync $(ARGS)
+	@$(BIN)/python -m bench.readme
 
 .PHONY: chaos-sync
 chaos-sync: install  ## kill, freeze and cut off sync workers, then compare every row (ARGS="--trials 1000 --seed 1")

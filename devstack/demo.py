@@ -323,7 +323,8 @@ def _print(console: Console, summary: Summary, patients: Sequence[Patient], answ
     for row in answer[:5]:
         actions.add_row(str(row["action"]), f"{row['rows']:,}", f"{row['tenants']}")
     console.print(actions)
-    console.print(f"[bold]{len(patients)} workspaces need a human[/bold], all others went on without noticing:")
+    count = "1 workspace needs" if len(patients) == 1 else f"{len(patients)} workspaces need"
+    console.print(f"[bold]{count} a human[/bold], all others went on without noticing:")
     for patient in patients:
         words = " ".join(IN_PLAIN_WORDS.get(reason, reason) for reason in patient.reason.split(", "))
         console.print(f"  {patient.accounts}: {words}", soft_wrap=True)

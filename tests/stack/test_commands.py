@@ -79,7 +79,7 @@ def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
     assert summary.months_archived == 13
     assert summary.workspaces == 60
     assert summary.postgres_rows == summary.rows_archived == summary.rows_verified == summary.query_rows > 400_000
-    assert "workspaces need a human" in said.getvalue()
+    assert "1 workspace needs a human" in said.getvalue()
     assert processes_of(tmp_path) == []
     secrets = json.loads((tmp_path / "secrets.json").read_text()).values()
     logs = "".join(log.read_text(errors="replace") for log in tmp_path.rglob("log/*"))
