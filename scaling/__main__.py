@@ -19,12 +19,14 @@ from scaling.settings import (
     AutomationSettings,
     DatabaseSettings,
     SyncSettings,
+    WebhookSettings,
     load,
 )
 
 GROUPS: dict[str, type[BaseSettings]] = {
     "database": DatabaseSettings,
     "sync": SyncSettings,
+    "webhook": WebhookSettings,
     "archive": ArchiveSettings,
     "automation": AutomationSettings,
 }
