@@ -65,7 +65,7 @@ def test_nothing_outlives_its_owner_however_that_ends(tmp_path: Path, number: si
     with owner(tmp_path) as process:
         process.send_signal(number)
         assert process.wait(20) == code
-        wait_until(lambda: not processes_of(tmp_path), timeout_seconds=20, what="every process is gone")
+        wait_until(lambda: not processes_of(tmp_path), timeout_seconds=60, what="every process is gone")
 
 
 def test_a_new_owner_waits_for_the_watchdog_of_a_killed_one_and_loses_nothing(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_stacks_in_different_directories_do_not_touch_each_other(tmp_path: Path)
         with owner(tmp_path / "two") as two:
             two.kill()
             two.wait()
-            wait_until(lambda: not processes_of(tmp_path / "two"), timeout_seconds=20, what="the second is gone")
+            wait_until(lambda: not processes_of(tmp_path / "two"), timeout_seconds=60, what="the second is gone")
         assert one.poll() is None
         assert len(processes_of(tmp_path / "one")) == 2
         assert len(processes_of(tmp_path)) == 2

@@ -259,16 +259,17 @@ def test_a_tick_without_its_settings_still_judges_what_the_database_says(
     assert not found["workspaces_are_fresh"].passed
 
 
-def test_the_checks_can_be_run_by_themselves(
-    google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
+@pytest.mark.parametrize("chosen", [CHECKS, {"nobody_is_needed"}])
+def test_the_checks_can_be_run_by_themselves_together_and_one_at_a_time(
+    chosen: set[str], google: Simulator, saas: Saas, instance: dg.DagsterInstance, sync_environment: Environment
 ) -> None:
     result = dg.materialize(
         [calendar_events, calendar_events_checks],
-        selection=dg.AssetSelection.checks(calendar_events_checks),
+        selection=dg.AssetSelection.checks(*(dg.AssetCheckKey(calendar_events.key, name) for name in chosen)),
         instance=instance,
         resources={"sync": SyncResource()},
     )
-    assert {check.check_name for check in result.get_asset_check_evaluations()} == CHECKS
+    assert {check.check_name for check in result.get_asset_check_evaluations()} == chosen
 
 
 def test_an_idle_tick_writes_few_rows_whatever_the_number_of_workspaces(
