@@ -4,8 +4,8 @@ Belongs here: the adapter over google-api-python-client, its transport, and what
 Does not: what is done with a page, or where grants and counters are stored.
 
 Measured with google-api-python-client 2.202: a call costs 0.3 ms of CPU (`make bench-sync`); building the service costs
-60 ms, so it is built once. httplib2 is not thread-safe, so every thread has its own `Http`. The client's own retries ignore Retry-After,
-so they stay off and `tenacity` does it.
+60 ms, so it is built once. httplib2 is not thread-safe, so every thread has its own `Http`. The client's own retries
+ignore Retry-After, so they stay off and `tenacity` does it.
 """
 
 import hashlib
