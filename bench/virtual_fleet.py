@@ -31,15 +31,15 @@ from random import Random
 from statistics import fmean, median
 from typing import Any
 
-import httpx
 import psycopg
 from cryptography.fernet import Fernet
 
 from bench.fleet import NO_QUOTAS, Fleet, event
 from devstack import postgres, saas
 from devstack.google_calendar import Simulator, run_simulator
-from devstack.processes import CHECKOUT, VAR, Supervisor, free_port
+from devstack.processes import CHECKOUT, VAR, Supervisor
 from devstack.servers import Database
+from devstack.stack import start_webhook
 from scaling import migrate
 from scaling.settings import SyncSettings
 from sync_pipeline.cadence import DAY, Cadence, FleetRates, observe
@@ -349,7 +349,7 @@ def _world(rng: Random, name: str) -> Iterator[tuple[World, Fleet, str]]:
         calendars = _connect(fleet)
         rates = [RATES[number % len(RATES)] for number in range(len(calendars))]
         rng.shuffle(rates)
-        receiver = _receiver(supervisor, database)
+        receiver = start_webhook(supervisor, database)["SYNC_WEBHOOK_URL"]
         yield World(google, admin, dict(zip(calendars, rates, strict=True)), rng), fleet, receiver
 
 
@@ -384,32 +384,6 @@ def _connect(fleet: Fleet) -> list[str]:
         )
     fleet.google.refresh()
     return [calendar for user in fleet.google.users for calendar in user.calendars]
-
-
-def _receiver(supervisor: Supervisor, database: Database) -> str:
-    """Start the real receiver of notifications; return its address."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}/google-calendar"
-
-    def answers() -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).is_success
-        except httpx.TransportError:
-            return False
-
-    supervisor.start(
-        "webhook",
-        [sys.executable, "-m", "sync_pipeline.webhook"],
-        environment={
-            **os.environ,
-            **database.environment(),
-            "SYNC_WEBHOOK_URL": address,
-            "SYNC_WEBHOOK_PORT": str(port),
-        },
-        working_directory=CHECKOUT,
-        ready=answers,
-    )
-    return address
 
 
 def figures(seeds: Sequence[int] = SEEDS) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -105,7 +105,7 @@ def running(
             **bucket.environment(),
             **_google_environment(google, secrets),
             **_dagster_environment(supervisor.directory, both),
-            **(_start_webhook(supervisor, database) if push else {}),
+            **(start_webhook(supervisor, database) if push else {}),
             "ARCHIVE_FIRST_MONTH": f"{first_month:%Y-%m}",
             "PYTHONUNBUFFERED": "1",
             **(settings or {}),
@@ -143,8 +143,19 @@ def start_google(supervisor: Supervisor, *, profile: str, secret: str, arguments
     return Simulator(json.loads(greeting.read_bytes()))
 
 
-def _start_webhook(supervisor: Supervisor, database: Database) -> dict[str, str]:
-    """Start the receiver of push notifications; return what tells the sync where it is."""
+def start_webhook(supervisor: Supervisor, database: Database) -> dict[str, str]:
+    """Start the receiver of push notifications.
+
+    Args:
+        supervisor: owns the process.
+        database: that knows the channels.
+
+    Returns:
+        What tells the sync where it is, as environment variables.
+
+    Raises:
+        ProcessFailedError: it did not start.
+    """
     # Another port, that is another address, at every start: the sync opens its channels anew, which the simulator
     # forgets when it stops.
     port = free_port()

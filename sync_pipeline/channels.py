@@ -29,7 +29,7 @@ from psycopg import sql
 from scaling.databases import Connection
 from sync_pipeline.errors import PushUnsupportedError, SyncError, ThrottledError, TransientError
 from sync_pipeline.google_calendar import CalendarApi, ChannelAnswer, ChannelRequest
-from sync_pipeline.leases import CalendarLease, ListLease, PushTerms
+from sync_pipeline.leases import HAS_ADDRESS, TAG_BYTES, CalendarLease, ListLease, PushTerms
 
 TTL_SECONDS = 7 * 86400.0
 """Google's default (guides/push); it may grant less."""
@@ -42,14 +42,11 @@ OVERLAP_SECONDS = 900.0
 RETRY_REFUSED_SECONDS = 6 * 3600.0
 RETRY_UNANSWERED_SECONDS = 600.0
 STOPS_PER_VISIT = 20
-TAG_BYTES = 4
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
 ITS_CHANNELS = sql.SQL("""tenant_id = %(tenant)s AND workspace_id = %(workspace)s AND connection_id = %(connection)s
     AND calendar_id IS NOT DISTINCT FROM %(calendar)s""")
-# The id of a channel begins with a digest of the address it was opened with; with another address it is of no use.
-HAS_ADDRESS = sql.SQL("substr(uuid_send(channel_id), 1, {}) = %(tag)s").format(sql.Literal(TAG_BYTES))
 IN_FORCE = sql.SQL("(state = 'open' AND {} AND expires_at > now() + make_interval(secs => {}))").format(
     HAS_ADDRESS, sql.Literal(OVERLAP_SECONDS)
 )

@@ -23,8 +23,6 @@ class SyncError(Exception):
     """Another try within the same run may help."""
     stops_connection: ClassVar[bool] = False
     """No other calendar of the connection is tried in this run."""
-    needs_human: ClassVar[bool] = False
-    """Waiting does not help."""
     backoff_seconds: ClassVar[float | None] = None
     """How long to wait before the next run tries; None doubles from the poll interval."""
 
@@ -83,7 +81,6 @@ class GrantRefusedError(SyncError):
 
     kind = "reauth_required"
     stops_connection = True
-    needs_human = True
 
 
 class ClientRefusedError(SyncError):
@@ -91,7 +88,6 @@ class ClientRefusedError(SyncError):
 
     kind = "client_refused"
     stops_connection = True
-    needs_human = True
     backoff_seconds = PARK_SECONDS
 
 
@@ -99,7 +95,6 @@ class AccessDeniedError(SyncError):
     """The grant works but does not cover this (403 forbidden, insufficientPermissions, accessNotConfigured…)."""
 
     kind = "access_denied"
-    needs_human = True
     backoff_seconds = HUMAN_BACKOFF_SECONDS
 
 
@@ -131,7 +126,6 @@ class BadRequestError(SyncError):
     """Another 400, which is a mistake of this program."""
 
     kind = "bad_request"
-    needs_human = True
     backoff_seconds = HUMAN_BACKOFF_SECONDS
 
 

@@ -46,25 +46,29 @@ OF_CALENDAR = sql.SQL("calendar_id = t.calendar_id")
 ITS_CHANNELS = sql.SQL("""FROM sync.channels h
     WHERE (h.tenant_id, h.workspace_id, h.connection_id) = (t.tenant_id, t.workspace_id, t.connection_id)
       AND h.{what}""")
+TAG_BYTES = 4
+"""The id of a channel begins with so much of a digest of its address; with another address it is of no use."""
+HAS_ADDRESS = sql.SQL("substr(uuid_send(channel_id), 1, {}) = %(tag)s").format(sql.Literal(TAG_BYTES))
 # Polled for safety only is what has an open channel to the present address through which a message has come, the one
 # that Google sends when it opens the channel at least: a receiver that Google cannot reach is not relied upon.
 WATCHED = sql.SQL("""EXISTS (SELECT {channels} AND h.state = 'open' AND h.last_message_at IS NOT NULL
-    AND substr(uuid_send(h.channel_id), 1, 4) = %(tag)s AND h.expires_at > now())""")
+    AND {has_address} AND h.expires_at > now())""")
 # With push on: no channel of the present address will be in force for long enough. With push off: there is one to stop.
 WANTS_CHANNEL = sql.SQL("""CASE WHEN %(push)s
-    THEN NOT EXISTS (SELECT {channels} AND h.state = 'open' AND substr(uuid_send(h.channel_id), 1, 4) = %(tag)s
+    THEN NOT EXISTS (SELECT {channels} AND h.state = 'open' AND {has_address}
         AND h.expires_at > now() + least(make_interval(secs => %(renew_before)s), (h.expires_at - h.created_at) / 2))
     ELSE EXISTS (SELECT {channels}) END""")
 
 
 def _sql(text: LiteralString) -> sql.Composed:
+    of_list, of_calendar = ITS_CHANNELS.format(what=OF_LIST), ITS_CHANNELS.format(what=OF_CALENDAR)
     return sql.SQL(text).format(
         calendar_due=CALENDAR_DUE,
         list_due=LIST_DUE,
         chosen=CHOSEN,
-        list_watched=WATCHED.format(channels=ITS_CHANNELS.format(what=OF_LIST)),
-        calendar_watched=WATCHED.format(channels=ITS_CHANNELS.format(what=OF_CALENDAR)),
-        calendar_wants_channel=WANTS_CHANNEL.format(channels=ITS_CHANNELS.format(what=OF_CALENDAR)),
+        list_watched=WATCHED.format(channels=of_list, has_address=HAS_ADDRESS),
+        calendar_watched=WATCHED.format(channels=of_calendar, has_address=HAS_ADDRESS),
+        calendar_wants_channel=WANTS_CHANNEL.format(channels=of_calendar, has_address=HAS_ADDRESS),
     )
 
 
