@@ -1,13 +1,19 @@
 """The manifest: what was published of one month, and where everything lies in the bucket.
 
 Belongs here: the manifest's fields, its canonical bytes, object keys, reading the published manifests.
-Does not: deciding to publish, or signing (the chain's fields are here so that neither has to move).
+Does not: deciding to publish (`archive_pipeline.publication`), or signing (`archive_pipeline.chain`).
+
+A month's newest generation is the truth. Each generation lists *all* of the month's parts: a late one those before it
+and a further part, an erasure the parts that replace others.
 
 ::
 
     audit_logs/year=2025/month=01/part-main-g0001-00000-<16 hex of SHA-256>.parquet    Athena's LOCATION, data only
-    audit_logs_manifests/year=2025/month=01/main-g0001.json                            one per month, shard, generation
-    audit_logs_manifests/catalog.sql                                                   derived, rewritten
+    audit_logs_manifests/year=2025/month=01/main-g0001.json      one per month, shard, generation
+    audit_logs_manifests/year=2025/month=01/main-g0001.salts     salts of its Merkle leaves; removed by an erasure
+    audit_logs_manifests/year=2025/month=01/main-g0002.erased    what an erasure took out, as leaf hashes
+    audit_logs_manifests/chain/main/00000001.json                signed links, one for each manifest
+    audit_logs_manifests/catalog.sql                             derived, rewritten
 """
 
 import hashlib
@@ -16,15 +22,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from archive_pipeline import merkle
 from archive_pipeline.columns import Column, Field, Kind
 from archive_pipeline.digest import ALGORITHM, Digest
 from archive_pipeline.months import Month
 from archive_pipeline.objects import ArchiveBucket
 from scaling.errors import UserError
 
-FORMAT = "audit-archive-manifest/1"
+FORMAT = "audit-archive-manifest/2"
+ManifestKind = Literal["archive", "late", "erasure"]
+Source = Literal["primary", "replica", "archive"]
 GENERATION = re.compile(r".*/(?P<shard>[^/]+)-g(?P<generation>\d{4})\.json")
 
 
@@ -75,6 +84,43 @@ class Layout:
         """
         return f"{self.manifests}{month.path}{shard}-g{generation:04}.json"
 
+    def salts(self, month: Month, shard: str, generation: int) -> str:
+        """Key of the salts of a manifest's parts.
+
+        Args:
+            month: it lists.
+            shard: the rows come from.
+            generation: of the month.
+        """
+        return f"{self.manifests}{month.path}{shard}-g{generation:04}.salts"
+
+    def erased(self, month: Month, shard: str, generation: int) -> str:
+        """Key of the leaf hashes of what a generation erased.
+
+        Args:
+            month: it lists.
+            shard: the rows come from.
+            generation: of the month.
+        """
+        return f"{self.manifests}{month.path}{shard}-g{generation:04}.erased"
+
+    def chain(self, shard: str) -> str:
+        """Prefix of a shard's links.
+
+        Args:
+            shard: the rows come from.
+        """
+        return f"{self.manifests}chain/{shard}/"
+
+    def link(self, shard: str, sequence: int) -> str:
+        """Key of a link of the chain.
+
+        Args:
+            shard: the rows come from.
+            sequence: 1, 2, 3 …
+        """
+        return f"{self.chain(shard)}{sequence:08}.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -85,12 +131,16 @@ class Part:
         size: bytes.
         sha256: of its bytes, hex.
         digest: of its rows.
+        merkle_root: of its rows, hex (`archive_pipeline.merkle`).
+        version_id: S3's, of the object that was verified; None in a bucket without versioning.
     """
 
     key: str
     size: int
     sha256: str
     digest: Digest
+    merkle_root: str
+    version_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +157,12 @@ class Manifest:
         created_by: program and version.
         columns: what was archived of each row.
         parts: in order; none for an empty month.
-        previous: SHA-256 of the manifest before this one in the chain; None where no chain has begun.
+        kind: why the generation exists: ``archive`` the first, ``late`` rows that came later, ``erasure`` on request.
+        read_from: ``primary``, ``replica``, or ``archive`` for an erasure, which reads no database.
+        supersedes: SHA-256 of the manifest of the generation before; None for the first.
+        salts_sha256: of the object with the salts, hex; None for an empty month.
+        erased_rows: that this generation left out; 0 but for an erasure.
+        erased_sha256: of the object with their leaf hashes, hex; None but for an erasure.
     """
 
     table: str
@@ -119,12 +174,22 @@ class Manifest:
     created_by: str
     columns: tuple[Column, ...]
     parts: tuple[Part, ...]
-    previous: str | None = None
+    kind: ManifestKind = "archive"
+    read_from: Source = "primary"
+    supersedes: str | None = None
+    salts_sha256: str | None = None
+    erased_rows: int = 0
+    erased_sha256: str | None = None
 
     @property
     def digest(self) -> Digest:
         """What all parts add up to."""
         return sum((part.digest for part in self.parts), Digest())
+
+    @property
+    def merkle_root(self) -> str:
+        """Root over the roots of the parts, hex; of the empty tree for an empty month."""
+        return merkle.root(bytes.fromhex(part.merkle_root) for part in self.parts).hex()
 
     @property
     def size(self) -> int:
@@ -157,11 +222,24 @@ class Manifest:
                 "row_digest_algorithm": ALGORITHM,
                 **_digest_json(digest),
                 "bytes": self.size,
+                "merkle_root": self.merkle_root,
+                "kind": self.kind,
+                "read_from": self.read_from,
+                "supersedes": self.supersedes,
+                "salts_sha256": self.salts_sha256,
+                "erased_rows": self.erased_rows,
+                "erased_sha256": self.erased_sha256,
                 "parts": [
-                    {"key": part.key, "bytes": part.size, "sha256": part.sha256, **_digest_json(part.digest)}
+                    {
+                        "key": part.key,
+                        "bytes": part.size,
+                        "sha256": part.sha256,
+                        "version_id": part.version_id,
+                        "merkle_root": part.merkle_root,
+                        **_digest_json(part.digest),
+                    }
                     for part in self.parts
                 ],
-                "previous": self.previous,
             }
         )
 
@@ -190,9 +268,22 @@ class Manifest:
                 created_by=fields["created_by"],
                 columns=tuple(_column_from(column) for column in fields["schema"]),
                 parts=tuple(
-                    Part(part["key"], part["bytes"], part["sha256"], _digest_from(part)) for part in fields["parts"]
+                    Part(
+                        part["key"],
+                        part["bytes"],
+                        part["sha256"],
+                        _digest_from(part),
+                        part["merkle_root"],
+                        part["version_id"],
+                    )
+                    for part in fields["parts"]
                 ),
-                previous=fields["previous"],
+                kind=fields["kind"],
+                read_from=fields["read_from"],
+                supersedes=fields["supersedes"],
+                salts_sha256=fields["salts_sha256"],
+                erased_rows=fields["erased_rows"],
+                erased_sha256=fields["erased_sha256"],
             )
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{where} is not a manifest of this archive; it was damaged or put there by hand") from None

@@ -221,7 +221,7 @@ def build(supervisor: Supervisor, server: Postgres, google: Simulator, *, name: 
     """Make a database whose workspaces have the simulator's accounts, one each, synced once."""
     admin_dsn = server.create_database(name)
     saas.create(server, name)
-    database = Database(name, admin_dsn, saas.pipeline_dsn(server, name))
+    database = Database(name, admin_dsn, saas.pipeline_dsn(server, name), saas.owner_dsn(server, name))
     migrate.upgrade(database.dsn)
     for calendar in google.calendars():
         if calendar.id != calendar.owner:  # the small world's team and holidays

@@ -337,7 +337,7 @@ def _world(rng: Random, name: str) -> Iterator[tuple[World, Fleet, str]]:
         migrate.upgrade(plain)
         virtual_clock.install(admin_dsn, datetime.fromtimestamp(BEGIN, UTC))
         admin = stack.enter_context(psycopg.connect(admin_dsn, autocommit=True))
-        database = Database(database_name, admin_dsn, virtual_clock.dsn(plain))
+        database = Database(database_name, admin_dsn, virtual_clock.dsn(plain), saas.owner_dsn(server, database_name))
         fleet = Fleet(
             supervisor=supervisor,
             server=server,

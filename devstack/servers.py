@@ -39,10 +39,12 @@ class Database:
     """Superuser: what the SaaS's owner may do."""
     dsn: str = field(repr=False)
     """Role `pipeline`."""
+    owner_dsn: str = field(repr=False)
+    """Role `saas_owner`."""
 
     def environment(self) -> Mapping[str, str]:
-        """Name the database in the variable that the pipelines read."""
-        return {"DATABASE_URL": self.dsn}
+        """Name the database in the variables that the pipelines read."""
+        return {"DATABASE_URL": self.dsn, "DATABASE_OWNER_URL": self.owner_dsn}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Servers:
         name = f"test_{uuid.uuid4().hex[:12]}"
         admin_dsn = self.postgres.create_database(name, template=TEMPLATE)
         try:
-            yield Database(name, admin_dsn, saas.pipeline_dsn(self.postgres, name))
+            yield Database(name, admin_dsn, saas.pipeline_dsn(self.postgres, name), saas.owner_dsn(self.postgres, name))
         finally:
             self.postgres.drop_database(name)
 

@@ -94,7 +94,12 @@ def running(
         admin_dsn = both.postgres.create_database(SAAS_DATABASE)
         both.postgres.create_database(DAGSTER_DATABASE)
         saas.create(both.postgres, SAAS_DATABASE)
-        database = Database(SAAS_DATABASE, admin_dsn, saas.pipeline_dsn(both.postgres, SAAS_DATABASE))
+        database = Database(
+            SAAS_DATABASE,
+            admin_dsn,
+            saas.pipeline_dsn(both.postgres, SAAS_DATABASE),
+            saas.owner_dsn(both.postgres, SAAS_DATABASE),
+        )
         migrate.upgrade(database.dsn)
         first_month = _seed(database, google, secrets["grant_key"], audit_rows)
         both.s3.create_bucket(BUCKET)

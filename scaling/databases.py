@@ -40,12 +40,31 @@ class Shard:
     The DSN never shows in a repr or an error.
     """
 
-    def __init__(self, name: str, dsn: str, *, pool_size: int = 16, application_name: str = "pipeline") -> None:
+    def __init__(
+        self,
+        name: str,
+        dsn: str,
+        *,
+        pool_size: int = 16,
+        application_name: str = "pipeline",
+        owner_dsn: str | None = None,
+        replica_dsn: str | None = None,
+    ) -> None:
         self.name = name
         self._dsn = conninfo.make_conninfo(
             dsn, application_name=application_name, connect_timeout=CONNECT_TIMEOUT_SECONDS
         )
         self._url = dsn
+        self._owner_dsn = (
+            conninfo.make_conninfo(
+                owner_dsn, application_name=application_name, connect_timeout=CONNECT_TIMEOUT_SECONDS
+            )
+            if owner_dsn
+            else None
+        )
+        self.replica: Shard | None = (
+            Shard(name, replica_dsn, pool_size=pool_size, application_name=application_name) if replica_dsn else None
+        )
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             self._dsn,
             min_size=0,
@@ -98,6 +117,31 @@ class Shard:
             yield connection
 
     @contextmanager
+    def owner(self, *, autocommit: bool = True) -> Iterator[Connection]:
+        """Open a connection as the role that owns the audit logs, for what only an owner may do to a table.
+
+        Args:
+            autocommit: False starts a transaction with the first statement; it is committed at the end,
+                rolled back on an exception.
+
+        Raises:
+            UserError: no such login is configured, or the database does not answer.
+        """
+        if self._owner_dsn is None:
+            raise UserError(
+                "DATABASE_OWNER_URL is not set, the login of the role that owns the audit logs; only the owner can "
+                "partition, prune or restore the table"
+            )
+        try:
+            connection = psycopg.connect(self._owner_dsn, autocommit=autocommit)
+        except psycopg.OperationalError:
+            raise UserError(
+                f"the database of shard {self.name!r} does not answer or refuses the login of DATABASE_OWNER_URL"
+            ) from None
+        with connection:
+            yield connection
+
+    @contextmanager
     def arrow(self) -> Iterator["ArrowConnection"]:
         """Open an ADBC connection, which reads query results as Arrow record batches; autocommit is off."""
         from adbc_driver_postgresql import dbapi  # 0.1 s to import, needed by the archive only
@@ -111,6 +155,8 @@ class Shard:
     def close(self) -> None:
         """Close the pool; connections still lent out are closed when they come back."""
         self._pool.close()
+        if self.replica is not None:
+            self.replica.close()
 
     def _unreachable(self) -> UserError:
         where = conninfo.conninfo_to_dict(self._dsn)
@@ -148,6 +194,8 @@ class DatabaseRouter:
                 settings.database_url.get_secret_value(),
                 pool_size=settings.database_pool_size,
                 application_name=application_name,
+                owner_dsn=settings.database_owner_url and settings.database_owner_url.get_secret_value(),
+                replica_dsn=settings.database_replica_url and settings.database_replica_url.get_secret_value(),
             )
         )
 

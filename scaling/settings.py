@@ -5,7 +5,7 @@ Does not: connections or clients built from the settings.
 """
 
 import re
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cryptography.fernet import Fernet
@@ -30,10 +30,19 @@ class DatabaseSettings(BaseSettings):
         "postgresql://pipeline:…@host:5432/postgres"
     )
     database_pool_size: int = Field(default=16, ge=1, le=200, description="Connections one process keeps at most.")
+    database_replica_url: SecretStr | None = Field(
+        default=None, description="A read replica; exports of the archive read there once it has caught up."
+    )
+    database_owner_url: SecretStr | None = Field(
+        default=None,
+        description="Login of the role that owns the audit logs; used only to partition, prune and restore them.",
+    )
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_replica_url", "database_owner_url")
     @classmethod
-    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if not value or not value.get_secret_value():
+            return None
         if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must be a postgresql:// URL")
         return value
@@ -183,6 +192,19 @@ class ArchiveSourceSettings(BaseSettings):
         le=14 * 86400,
         description="A month is closed this long after its end, by the database's clock; two weeks at most.",
     )
+    archive_partition_schema: str = Field(
+        default="audit_partitions", pattern=r"^[a-z_][a-z0-9_]*$", description="Private schema of the partitions."
+    )
+    archive_premade_months: int = Field(
+        default=3, ge=1, le=24, description="Empty monthly partitions kept ready beyond the present month."
+    )
+    archive_prune: Literal["off", "propose", "auto"] = Field(
+        default="off",
+        description="Dropping archived months from Postgres: never, after somebody approved it, or by itself.",
+    )
+    archive_retention_months: int = Field(
+        default=13, ge=1, le=1200, description="Closed months that stay in Postgres when older ones are pruned."
+    )
 
     @field_validator("archive_table")
     @classmethod
@@ -217,6 +239,47 @@ class ArchiveSettings(ArchiveSourceSettings):
     )
     aws_region: str = Field(default="us-east-1", description="Region of the bucket.")
     aws_endpoint_url_s3: str | None = Field(default=None, description="Other S3 server; only in the devstack.")
+    archive_parallelism: int = Field(
+        default=2, ge=1, le=16, description="Connections that read one month at a time, and threads that encode it."
+    )
+    archive_sse_kms_key: str | None = Field(
+        default=None, description="KMS key that encrypts every object; the bucket must use it by default too."
+    )
+    archive_object_lock: Literal["off", "governance", "compliance"] = Field(
+        default="off", description="Object Lock of every part and manifest; the bucket must have it enabled."
+    )
+    archive_object_lock_days: int = Field(
+        default=365, ge=1, le=36500, description="How long an object is locked, when ARCHIVE_OBJECT_LOCK is on."
+    )
+    archive_signing_key: SecretStr | None = Field(
+        default=None, description="RSA private key (PEM) that signs the chain; python -m archive_pipeline.audit new-key"
+    )
+    archive_signing_kms_key: str | None = Field(
+        default=None,
+        description="KMS key (RSA_2048 or larger, SIGN_VERIFY) that signs the chain in place of a local key.",
+    )
+    archive_athena_workgroup: str | None = Field(
+        default=None, description="Athena workgroup; set: the table is kept in Glue, and queries may run in Athena."
+    )
+    archive_athena_database: str = Field(
+        default="audit", pattern=r"^[a-z0-9_]+$", description="Glue database of the archive's table."
+    )
+    archive_athena_output: str | None = Field(
+        default=None, pattern=r"^s3://.+", description="Where Athena puts results, s3://bucket/prefix/."
+    )
+    archive_athena_cutoff_bytes: int = Field(
+        default=100_000_000_000, ge=10_000_000, description="Bytes one Athena query may scan before it is cancelled."
+    )
+
+    @model_validator(mode="after")
+    def _one_signing_key(self) -> Self:
+        if self.archive_signing_key and self.archive_signing_kms_key:
+            raise ValueError("set either ARCHIVE_SIGNING_KEY or ARCHIVE_SIGNING_KMS_KEY, not both")
+        if self.archive_athena_workgroup and not self.archive_athena_output:
+            raise ValueError(
+                "ARCHIVE_ATHENA_OUTPUT is not set (where Athena puts results), but ARCHIVE_ATHENA_WORKGROUP is"
+            )
+        return self
 
 
 def load(model: type[S]) -> S:

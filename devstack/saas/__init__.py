@@ -12,6 +12,8 @@ from psycopg import sql
 from devstack.postgres import Postgres
 
 PIPELINE = "pipeline"
+OWNER = "saas_owner"
+"""Owns the SaaS's tables, as `postgres` does in a Supabase project: no superuser, not bound by row-level security."""
 # `pipeline` may not create roles, so its migrations find these; what they may do is the migrations' business.
 SYNC_ROLES = ("pipeline_worker", "pipeline_webhook", "pipeline_reader", "pipeline_operator")
 
@@ -29,18 +31,22 @@ def create(server: Postgres, database: str) -> None:
             "authenticated": "NOLOGIN",
             "service_role": "NOLOGIN BYPASSRLS",
             PIPELINE: "LOGIN BYPASSRLS",
+            OWNER: "LOGIN BYPASSRLS",
             **dict.fromkeys(SYNC_ROLES, "NOLOGIN"),
         }.items():
             if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
                 connection.execute(sql.SQL("CREATE ROLE {} {}").format(sql.Identifier(role), sql.SQL(attributes)))
-        connection.execute(
-            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(PIPELINE), server.role_password(PIPELINE))
-        )
-        connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(PIPELINE)))
-        connection.execute(
-            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(PIPELINE))
-        )
+        for role in (PIPELINE, OWNER):
+            connection.execute(
+                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), server.role_password(role))
+            )
+            connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(role)))
+            connection.execute(
+                sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(role))
+            )
         if connection.execute("SELECT WHERE to_regclass('public.audit_logs') IS NULL").rowcount:
+            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(OWNER)))
+            connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(OWNER)))
             connection.execute(files(__name__).joinpath("schema.sql").read_bytes())
 
 
@@ -55,3 +61,16 @@ def pipeline_dsn(server: Postgres, database: str) -> str:
         The value of DATABASE_URL.
     """
     return server.dsn(database, user=PIPELINE, password=server.role_password(PIPELINE))
+
+
+def owner_dsn(server: Postgres, database: str) -> str:
+    """Build the connection URL of the role that owns the SaaS's tables.
+
+    Args:
+        server: where.
+        database: its name.
+
+    Returns:
+        The value of DATABASE_OWNER_URL.
+    """
+    return server.dsn(database, user=OWNER, password=server.role_password(OWNER))

@@ -100,7 +100,7 @@ def room(
 ) -> Iterator[Room]:
     """An empty table of audit logs and an empty bucket; parts are small, so that a month has several."""
     settings_environment(database, bucket)
-    shard = Shard("main", database.dsn)
+    shard = Shard("main", database.dsn, owner_dsn=database.owner_dsn)
     target = Target(
         table=SourceTable("public", "audit_logs"),
         bucket=ArchiveBucket.from_settings(load(ArchiveSettings)),

@@ -623,7 +623,9 @@ def own_arena() -> Iterator[Arena]:
         server = postgres.start(supervisor, disposable=True)
         admin_dsn = server.create_database("chaos")
         devstack_saas.create(server, "chaos")
-        database = Database("chaos", admin_dsn, devstack_saas.pipeline_dsn(server, "chaos"))
+        database = Database(
+            "chaos", admin_dsn, devstack_saas.pipeline_dsn(server, "chaos"), devstack_saas.owner_dsn(server, "chaos")
+        )
         migrate.upgrade(database.dsn)
         with arena(database, google) as ready:
             yield ready
