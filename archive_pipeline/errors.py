@@ -4,6 +4,7 @@ Belongs here: every error of this pipeline, each a sentence for a person; none c
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from scaling.errors import UserError
 
@@ -45,3 +46,15 @@ class ObjectConflictError(UserError):
 
 class CatalogError(UserError):
     """The archived months cannot be declared as one table; the months themselves are sound."""
+
+
+class ObjectLockedError(UserError):
+    """Object Lock keeps a version from being removed.
+
+    Attributes:
+        until: when the lock ends; None for a legal hold, which somebody must lift.
+    """
+
+    def __init__(self, sentence: str, until: datetime | None) -> None:
+        self.until = until
+        super().__init__(sentence)
