@@ -23,6 +23,8 @@ from pathlib import Path
 import httpx
 import psycopg
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from devstack import saas, servers
 from devstack.dagster_ui import DagsterUi
@@ -112,6 +114,7 @@ def running(
             **_dagster_environment(supervisor.directory, both),
             **(start_webhook(supervisor, database) if push else {}),
             "ARCHIVE_FIRST_MONTH": f"{first_month:%Y-%m}",
+            "ARCHIVE_SIGNING_KEY": secrets["signing_key"],
             "PYTHONUNBUFFERED": "1",
             **(settings or {}),
         }
@@ -291,16 +294,30 @@ def _dagster_environment(directory: Path, both: servers.Servers) -> dict[str, st
 
 
 def _secrets(path: Path) -> dict[str, str]:
-    """Read the stack's secrets, generating them the first time."""
-    if not path.exists():
+    """Read the stack's secrets, generating those that it lacks."""
+    secrets: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    generated = {name: make() for name, make in SECRETS.items() if name not in secrets}
+    if generated:
+        secrets |= generated
         unfinished = path.with_suffix(".unfinished")
         unfinished.touch(mode=0o600)
-        unfinished.write_text(
-            json.dumps({"grant_key": Fernet.generate_key().decode(), "client_secret": os.urandom(16).hex()})
-        )
+        unfinished.write_text(json.dumps(secrets))
         unfinished.rename(path)
-    secrets: dict[str, str] = json.loads(path.read_text())
     return secrets
+
+
+def _rsa_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+SECRETS: Mapping[str, Callable[[], str]] = {
+    "grant_key": lambda: Fernet.generate_key().decode(),
+    "client_secret": lambda: os.urandom(16).hex(),
+    "signing_key": _rsa_key,
+}
 
 
 def _write_environment(path: Path, environment: Mapping[str, str]) -> None:
