@@ -359,6 +359,26 @@ class ArchiveBucket:
                     return self._get(key, version_id).read()
         raise AssertionError  # retry_context returns or raises
 
+    def read_range(self, key: str, start: int, length: int, version_id: str | None = None) -> bytes:
+        """Read some bytes of an object.
+
+        Args:
+            key: of the object.
+            start: first byte.
+            length: how many, at least one; all of them must be there.
+            version_id: of the version; None is the latest.
+
+        Raises:
+            UserError: the bucket cannot be read.
+            FileNotFoundError: there is no such object, or no such version of it.
+        """
+        wanted = {"Range": f"bytes={start}-{start + length - 1}", **_version(version_id)}
+        with self._sentences(key):
+            for attempt in stamina.retry_context(on=BROKEN_STREAM, attempts=ATTEMPTS, timeout=None):
+                with attempt:
+                    return self._client.get_object(Bucket=self.name, Key=key, **wanted)["Body"].read()
+        raise AssertionError  # retry_context returns or raises
+
     def sha256_of(self, key: str, version_id: str | None = None) -> str:
         """Read an object back and keep nothing of it but its SHA-256, hex.
 
@@ -514,6 +534,7 @@ class ArchiveBucket:
                             Key=key,
                             Body=stream,
                             ContentType=content_type,
+                            ChecksumAlgorithm="SHA256",
                             ChecksumSHA256=_base64(sha256),
                             Metadata=metadata,
                             IfNoneMatch="*",

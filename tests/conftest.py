@@ -13,8 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from devstack import aws as aws_server
 from devstack import servers
-from devstack.processes import VAR
+from devstack.aws import Aws
+from devstack.processes import VAR, Supervisor
 from devstack.servers import Bucket, Database, Servers
 from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, SyncSettings
 
@@ -44,6 +46,13 @@ def running_servers(pytestconfig: pytest.Config) -> Servers:
     """Postgres and S3 of this session."""
     controller = _controller(pytestconfig)
     return servers.join(_directory(controller), controller)
+
+
+@pytest.fixture(scope="session")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    """KMS, Glue and Athena of this session; tests share them, so each names its own keys, databases and workgroups."""
+    with Supervisor(tmp_path_factory.mktemp("aws")) as supervisor:
+        yield aws_server.start(supervisor)
 
 
 @pytest.fixture
