@@ -17,6 +17,16 @@ class MonthBusyError(UserError):
     """Another run holds the month's lease."""
 
 
+class SourceLostError(UserError):
+    """Postgres broke off while the month was read."""
+
+    def __init__(self, month: str) -> None:
+        super().__init__(
+            f"Postgres broke off while month {month} was read (a restart, a failover, or a cancelled query); "
+            "nothing was published; run the month again"
+        )
+
+
 class VerificationError(UserError):
     """What would be published is not what Postgres holds; nothing of the attempt is left in the bucket.
 
@@ -58,3 +68,26 @@ class ObjectLockedError(UserError):
     def __init__(self, sentence: str, until: datetime | None) -> None:
         self.until = until
         super().__init__(sentence)
+
+
+class LegalHoldError(UserError):
+    """A legal hold forbids to erase or to prune."""
+
+
+class RestoreError(UserError):
+    """Rows cannot be put back, or came back other than they were archived; Postgres is as it was.
+
+    Attributes:
+        month: ``YYYY-MM``.
+        columns: that are in the way, where that could be told.
+    """
+
+    def __init__(self, month: str, finding: str, columns: Sequence[str] = ()) -> None:
+        self.month = month
+        self.columns = tuple(columns)
+        where = f" (column{'s' if len(self.columns) > 1 else ''} {', '.join(self.columns)})" if self.columns else ""
+        super().__init__(f"month {month} was not restored: {finding}{where}; Postgres is as it was")
+
+
+class ErasureError(UserError):
+    """Rows could not be erased from the archive; the sentence says what is in the way and what was done so far."""
