@@ -68,6 +68,7 @@ COMMENT ON COLUMN archive.conversions.bound IS
     'Rows at or after it are refused while the CHECK is in place, and go to monthly partitions afterwards.';
 
 CREATE TABLE archive.prunes (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   source_table text NOT NULL,
   shard text NOT NULL,
   partition_oid oid NOT NULL,
@@ -76,19 +77,38 @@ CREATE TABLE archive.prunes (
   from_at timestamptz,
   to_at timestamptz NOT NULL,
   state text NOT NULL
-    CHECK (state IN ('proposed', 'approved', 'detaching', 'detached', 'replaced', 'dropped', 'refused')),
+    CHECK (state IN ('proposed', 'approved', 'detaching', 'detached', 'replaced', 'dropping', 'dropped', 'refused')),
   reason text,
   rows bigint,
   bytes bigint,
   proposed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   approved_by text,
   approved_at timestamptz,
-  changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (source_table, shard, partition_oid)
+  changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE UNIQUE INDEX prunes_under_way ON archive.prunes (source_table, shard, partition_oid) WHERE state <> 'dropped';
 COMMENT ON TABLE archive.prunes IS
     'How far each partition is on its way out of Postgres. Pinned to its oid: a table made later under its name is '
     'another one.';
+
+CREATE TABLE archive.pruned_months (
+  prune_id bigint NOT NULL REFERENCES archive.prunes,
+  month date NOT NULL,
+  rows bigint NOT NULL CHECK (rows >= 0),
+  row_digest numeric(60, 0) NOT NULL,
+  gone_rows bigint NOT NULL CHECK (gone_rows >= 0),
+  gone_digest numeric(60, 0) NOT NULL,
+  erased_rows bigint NOT NULL CHECK (erased_rows >= 0),
+  manifest_key text NOT NULL,
+  manifest_sha256 text NOT NULL,
+  PRIMARY KEY (prune_id, month)
+);
+COMMENT ON TABLE archive.pruned_months IS
+    'What a prune compared before it dropped a partition: its rows of each month, and the manifest that lists them.';
+COMMENT ON COLUMN archive.pruned_months.gone_rows IS
+    'Rows of the month that the archive held and Postgres no longer, this prune included.';
+COMMENT ON COLUMN archive.pruned_months.erased_rows IS
+    'Rows of the month erased from the archive until then.';
 
 CREATE TABLE archive.legal_holds (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -124,6 +144,7 @@ COMMENT ON TABLE archive.erasures IS
 DOWNGRADE = """
 DROP TABLE archive.erasures;
 DROP TABLE archive.legal_holds;
+DROP TABLE archive.pruned_months;
 DROP TABLE archive.prunes;
 DROP TABLE archive.conversions;
 DROP TABLE archive.signing_keys;
