@@ -70,6 +70,10 @@ class ObjectLockedError(UserError):
         super().__init__(sentence)
 
 
+class PartitionsError(UserError):
+    """The table's partitions are not what the work needs; the sentence names the partition or the lock in the way."""
+
+
 class LegalHoldError(UserError):
     """A legal hold forbids to erase or to prune."""
 
@@ -91,3 +95,15 @@ class RestoreError(UserError):
 
 class ErasureError(UserError):
     """Rows could not be erased from the archive; the sentence says what is in the way and what was done so far."""
+
+
+class ChainError(UserError):
+    """The chain of signed links is not what was written; nothing is appended to it."""
+
+
+class BucketUnprotectedError(UserError):
+    """The bucket lacks what the settings require of it; nothing was written."""
+
+
+class PlainTableError(UserError):
+    """The table is not partitioned, so nothing of it can be pruned."""
