@@ -103,7 +103,3 @@ class ChainError(UserError):
 
 class BucketUnprotectedError(UserError):
     """The bucket lacks what the settings require of it; nothing was written."""
-
-
-class PlainTableError(UserError):
-    """The table is not partitioned, so nothing of it can be pruned."""

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 8
 REPEATS = 4
+READ_TIMEOUT_SECONDS = 60.0
 CHUNK_BYTES = 1 << 20
 # S3's names for bytes that arrived other than they were sent; boto3 does not repeat those.
 DAMAGED_ON_THE_WAY = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody")
@@ -203,7 +204,7 @@ class ArchiveBucket:
             config=Config(
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                 connect_timeout=10,
-                read_timeout=60,
+                read_timeout=READ_TIMEOUT_SECONDS,
                 s3={"addressing_style": "path" if settings.aws_endpoint_url_s3 else "auto"},
             ),
         )
@@ -282,7 +283,7 @@ class ArchiveBucket:
             UserError: the bucket cannot be written.
         """
         checksum = _base64(hashlib.sha256(body).hexdigest())
-        with self._sentences(key):
+        with self.sentences(key):
             self._client.put_object(
                 Bucket=self.name,
                 Key=key,
@@ -302,7 +303,7 @@ class ArchiveBucket:
         Raises:
             UserError: the bucket cannot be read.
         """
-        with self._sentences(key):
+        with self.sentences(key):
             try:
                 answer = self._client.head_object(
                     Bucket=self.name, Key=key, ChecksumMode="ENABLED", **_version(version_id)
@@ -353,7 +354,7 @@ class ArchiveBucket:
             UserError: the bucket cannot be read.
             FileNotFoundError: there is no such object.
         """
-        with self._sentences(key):
+        with self.sentences(key):
             for attempt in stamina.retry_context(on=BROKEN_STREAM, attempts=ATTEMPTS, timeout=None):
                 with attempt:
                     return self._get(key, version_id).read()
@@ -373,7 +374,7 @@ class ArchiveBucket:
             FileNotFoundError: there is no such object, or no such version of it.
         """
         wanted = {"Range": f"bytes={start}-{start + length - 1}", **_version(version_id)}
-        with self._sentences(key):
+        with self.sentences(key):
             for attempt in stamina.retry_context(on=BROKEN_STREAM, attempts=ATTEMPTS, timeout=None):
                 with attempt:
                     return self._client.get_object(Bucket=self.name, Key=key, **wanted)["Body"].read()
@@ -390,7 +391,7 @@ class ArchiveBucket:
             UserError: the bucket cannot be read.
             FileNotFoundError: there is no such object.
         """
-        with self._sentences(key):
+        with self.sentences(key):
             for attempt in stamina.retry_context(on=BROKEN_STREAM, attempts=ATTEMPTS, timeout=None):
                 with attempt:
                     digest = hashlib.sha256()
@@ -414,7 +415,7 @@ class ArchiveBucket:
             UserError: the bucket cannot be read.
             FileNotFoundError: there is no such object.
         """
-        with self._sentences(key):
+        with self.sentences(key):
             for attempt in stamina.retry_context(on=BROKEN_STREAM, attempts=ATTEMPTS, timeout=None):
                 with attempt:
                     digest = hashlib.sha256()
@@ -434,7 +435,7 @@ class ArchiveBucket:
         Raises:
             UserError: the bucket cannot be listed.
         """
-        with self._sentences(prefix):
+        with self.sentences(prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
                 for entry in page.get("Contents", []):
                     yield entry["Key"]
@@ -448,7 +449,7 @@ class ArchiveBucket:
         Raises:
             UserError: the bucket cannot be listed.
         """
-        with self._sentences(prefix):
+        with self.sentences(prefix):
             for page in self._client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=prefix):
                 found = [
                     (
@@ -480,7 +481,7 @@ class ArchiveBucket:
             UserError: the bucket cannot be written.
         """
         bypass = {"BypassGovernanceRetention": True} if bypass_governance else {}
-        with self._sentences(key):
+        with self.sentences(key):
             try:
                 self._client.delete_object(Bucket=self.name, Key=key, **_version(version_id), **bypass)  # type: ignore[arg-type]  # a dict of arguments
             except ClientError as error:
@@ -525,7 +526,7 @@ class ArchiveBucket:
     ) -> str | None:
         # A PUT that succeeded but whose answer was lost comes back here as 412 on boto3's retry, and so does a part
         # of an earlier attempt: both are settled by what the key holds. 409 means that two conditional writes met.
-        with self._sentences(key):
+        with self.sentences(key):
             for attempt in stamina.retry_context(on=_is_worth_repeating, attempts=REPEATS, timeout=None):
                 with attempt, body.open("rb") if isinstance(body, Path) else io.BytesIO(body) as stream:
                     try:
@@ -553,7 +554,16 @@ class ArchiveBucket:
         raise AssertionError  # retry_context returns or raises
 
     @contextmanager
-    def _sentences(self, key: str) -> Iterator[None]:
+    def sentences(self, key: str) -> Iterator[None]:
+        """Turn S3's errors into sentences.
+
+        Args:
+            key: what the calls inside are about; empty for the bucket itself.
+
+        Raises:
+            UserError: a call inside failed.
+            FileNotFoundError: there is no such object.
+        """
         where = f"s3://{self.name}/{key}"
         try:
             yield
@@ -565,7 +575,8 @@ class ArchiveBucket:
             raise UserError(f"the AWS credentials could not be renewed for {where}; {RENEW}") from None
         except ClientError as error:
             code = _code(error)
-            if code in EXPIRED:
+            # A HEAD has no body to name the error, and this is how S3 answers expired credentials.
+            if code in EXPIRED or (code == "400" and error.operation_name.startswith("Head")):
                 raise UserError(f"the AWS credentials expired at {error.operation_name} of {where}; {RENEW}") from None
             if code in ("NoSuchKey", "NoSuchVersion", "404"):
                 raise FileNotFoundError(where) from None

@@ -47,21 +47,22 @@ class S3:
         """Make a boto3 client of this server."""
         return _client(self.endpoint, self.access_key_id, self.secret_access_key, retries=5)
 
-    def create_bucket(self, name: str) -> None:
+    def create_bucket(self, name: str, *, lockable: bool = False) -> None:
         """Create a bucket unless it exists.
 
         Args:
             name: of the bucket.
+            lockable: keeps versions and lets each object be locked.
         """
         client = self.client()
         if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
-            client.create_bucket(Bucket=name)
+            client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=lockable)
 
     def remove_bucket(self, name: str) -> None:
         """Remove a bucket and everything in it.
 
         Args:
-            name: of the bucket; one that does not exist is fine.
+            name: of the bucket; one that does not exist is fine, one that holds locked objects stays.
         """
         with contextlib.suppress(ClientError):
             self.client().delete_bucket(Bucket=name)  # this server removes the content with it

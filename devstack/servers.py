@@ -77,10 +77,10 @@ class Servers:
             self.postgres.drop_database(name)
 
     @contextlib.contextmanager
-    def bucket(self) -> Iterator[Bucket]:
-        """Lend a fresh bucket; it is removed with its content at the end."""
+    def bucket(self, *, lockable: bool = False) -> Iterator[Bucket]:
+        """Lend a fresh bucket; it is removed with its content at the end, unless something in it is locked."""
         name = f"test-{uuid.uuid4().hex[:12]}"
-        self.s3.create_bucket(name)
+        self.s3.create_bucket(name, lockable=lockable)
         try:
             yield Bucket(name, self.s3)
         finally:

@@ -63,9 +63,9 @@ def database(running_servers: Servers) -> Iterator[Database]:
 
 
 @pytest.fixture
-def bucket(running_servers: Servers) -> Iterator[Bucket]:
-    """A fresh bucket."""
-    with running_servers.bucket() as fresh:
+def bucket(running_servers: Servers, request: pytest.FixtureRequest) -> Iterator[Bucket]:
+    """A fresh bucket; `@pytest.mark.lockable_bucket` makes it one with versions and Object Lock."""
+    with running_servers.bucket(lockable=request.node.get_closest_marker("lockable_bucket") is not None) as fresh:
         yield fresh
 
 

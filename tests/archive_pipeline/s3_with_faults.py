@@ -1,41 +1,89 @@
-"""A proxy in front of the S3 server that makes scripted mistakes, each once."""
+"""A proxy in front of the S3 server that makes scripted mistakes, once or for as long as they last."""
 
 import http.client
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Mistake = Literal["503", "500", "reset", "answer lost", "damaged on the way", "cut off", "damaged on the way back"]
+Mistake = Literal[
+    "503",
+    "500",
+    "reset",
+    "reset mid-part",
+    "answer lost",
+    "no answer",
+    "damaged on the way",
+    "cut off",
+    "damaged on the way back",
+    "credentials expired",
+    "decrypt denied",
+    "another region",
+    "conditional writes met",
+]
+# What S3 answers in its own name: status, code, message.
+ERRORS: Mapping[Mistake, tuple[int, str, str]] = {
+    "503": (503, "SlowDown", "Please reduce your request rate."),
+    "500": (500, "InternalError", "We encountered an internal error."),
+    "credentials expired": (400, "ExpiredToken", "The provided token has expired."),
+    "decrypt denied": (403, "AccessDenied", "User: arn:aws:sts::1:x is not authorized to perform: kms:Decrypt on it"),
+    "another region": (301, "PermanentRedirect", "The bucket must be addressed using another endpoint."),
+    "conditional writes met": (409, "ConditionalRequestConflict", "A conflicting operation occurred."),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived.
+
+    Attributes:
+        method: GET, PUT …
+        path: with the query.
+        headers: names in lower case.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
 
 
 @dataclass
 class Faults:
-    """What goes wrong next, by method and a piece of the key.
+    """What goes wrong next, by method and a piece of the path.
 
     Attributes:
         url: of the proxy.
         script: (method, piece of the path, mistake), each used once, in order.
+        lasting: the same, used until it is taken away.
         made: the mistakes made so far.
+        requests: everything that arrived.
+        silence_seconds: how long "no answer" is silent.
     """
 
     url: str = ""
     script: list[tuple[str, str, Mistake]] = field(default_factory=list)
+    lasting: list[tuple[str, str, Mistake]] = field(default_factory=list)
     made: list[Mistake] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    silence_seconds: float = 1.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, method: str, path: str) -> Mistake | None:
+    def take(self, method: str, path: str, headers: Mapping[str, str]) -> Mistake | None:
         with self.lock:
-            for number, (its_method, piece, mistake) in enumerate(self.script):
-                if its_method == method and piece in path:
-                    del self.script[number]
-                    self.made.append(mistake)
-                    return mistake
+            self.requests.append(Request(method, path, headers))
+            for script in (self.script, self.lasting):
+                for number, (its_method, piece, mistake) in enumerate(script):
+                    if its_method == method and piece in path:
+                        if script is self.script:
+                            del script[number]
+                        self.made.append(mistake)
+                        return mistake
         return None
 
 
@@ -52,10 +100,17 @@ def faulty_s3(endpoint: str) -> Iterator[Faults]:
             pass
 
         def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            mistake = faults.take(self.command, self.path)
-            if mistake in ("503", "500"):
-                self.error(int(mistake))
+            mistake = faults.take(
+                self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
+            )
+            length_sent = int(self.headers.get("Content-Length") or 0)
+            if mistake == "reset mid-part":
+                self.rfile.read(length_sent // 2)
+                self.reset()
+                return
+            body = self.rfile.read(length_sent)
+            if mistake is not None and mistake in ERRORS:
+                self.error(*ERRORS[mistake])
                 return
             if mistake == "reset":
                 self.reset()
@@ -68,7 +123,9 @@ def faulty_s3(endpoint: str) -> Iterator[Faults]:
             response = connection.getresponse()
             content = response.read()
             connection.close()
-            if mistake == "answer lost":
+            if mistake == "no answer":
+                time.sleep(faults.silence_seconds)
+            if mistake in ("answer lost", "no answer"):
                 self.reset()
                 return
             if mistake == "damaged on the way back":
@@ -86,9 +143,8 @@ def faulty_s3(endpoint: str) -> Iterator[Faults]:
                 return
             self.wfile.write(content)
 
-        def error(self, status: int) -> None:
-            code = "SlowDown" if status == 503 else "InternalError"
-            body = f"<Error><Code>{code}</Code><Message>scripted</Message></Error>".encode()
+        def error(self, status: int, code: str, message: str) -> None:
+            body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
