@@ -4,6 +4,8 @@ Belongs here: what the UI shows of the assets, and the calls into the domain. Do
 https://docs.dagster.io/guides/build/assets
 """
 
+import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +28,17 @@ OWNERS = ["team:platform"]
 USD_PER_GB_MONTH = 0.023
 
 PARTS_SHOWN = 200
+SECONDS_OF_SILENCE = 1.0
+
+# A run is one process, of 3 CPU seconds before it does anything; a year of months shares them. Bounded, so that a
+# backfill of many years still runs several at a time (`dagster.yaml`).
+MONTHS_PER_RUN = 12
+
+# Known to be beta in dagster 1.13, and pinned; the warning would show in every process that loads the definitions.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
 Metadata = dg.MetadataValue[Any] | dg.TableSchema | str | int | float
+MonthEvent = dg.AssetCheckEvaluation | dg.AssetMaterialization | dg.Output[None] | dg.MaterializeResult[None]
 
 AUDIT_LOGS = dg.AssetSpec(
     "audit_logs",
@@ -60,41 +71,56 @@ def archive_assets(months: dg.MonthlyPartitionsDefinition) -> list[dg.AssetsDefi
 
     @dg.asset(
         partitions_def=months,
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=MONTHS_PER_RUN),
         group_name=GROUP,
         owners=OWNERS,
         kinds={"postgres", "parquet", "s3"},
         tags={"domain": "audit"},
         deps=[AUDIT_LOGS],
-        check_specs=checks.specs(),
+        check_specs=checks.of_months(months),
         description="""One closed month of `audit_logs` as Parquet on S3, a row for a row.
 
 **Cadence:** every month, a few hours after it ends. Any past month can be materialized or backfilled; an archived one
-is verified again and left as it is.
+is verified again, and rows that came late are added as a further part.
 
 **How:** one snapshot, streamed to Parquet; count and digest of every column computed by Postgres must equal what
 DuckDB computes over the parts, before they are uploaded and again after they are read back. Then the manifest is
-written. Nothing is deleted from Postgres, nothing in the bucket is overwritten.
+written and signed. Nothing is deleted from Postgres, nothing in the bucket is overwritten.
 
-**When it fails:** nothing is published. The sentence in the run says what to do; run the month again afterwards.""",
+**When it fails:** nothing of that month is published, the other months of the run are archived all the same, and the
+run ends red with a sentence for each failed month. It says what to do; run the month again afterwards.""",
     )
-    def audit_log_archive(
-        context: dg.AssetExecutionContext, archive: ArchiveResource
-    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    def audit_log_archive(context: dg.AssetExecutionContext, archive: ArchiveResource) -> Iterator[MonthEvent]:
+        done: dict[Month, Mapping[str, Metadata]] = {}
+        failed: dict[Month, Exception] = {}
         with failing_with_a_sentence():
             target = archive.target()
-            month = Month.parse(context.partition_key, months.timezone)
-
-            def log(step: Step) -> None:
-                if step is not Step.UPLOADED:  # one line a part would be one database insert a part
-                    context.log.info("%s: %s", month.name, step)
-
-            try:
-                with archive.databases() as router:
-                    reports = [archive_month(shard, target, month, on_step=log) for shard in router.shards()]
-            except VerificationError as error:
-                yield from checks.failed(error)
-                raise
-            yield dg.MaterializeResult(metadata=month_metadata(reports), check_results=list(checks.results(reports)))
+            with archive.databases() as router:
+                for key in context.partition_keys:
+                    month = Month.parse(key, months.timezone)
+                    watch = _Stopwatch(context, month)
+                    try:
+                        reports = [archive_month(shard, target, month, on_step=watch.step) for shard in router.shards()]
+                        judged = list(checks.evaluations(month, reports))
+                        yield from judged
+                        if blockers := checks.blockers(judged):
+                            raise UserError(f"month {month.name} is archived, but {blockers}")
+                        done[month] = {**month_metadata(reports), **watch.seconds}
+                    except Exception as error:  # noqa: BLE001 - whatever befalls a month, the others are archived
+                        if isinstance(error, VerificationError):
+                            yield checks.failed(month, error)
+                        failed[month] = error
+                        context.log.error("month %s: %s", month.name, _reason(error))
+        if failed:
+            # Without an output Dagster writes no materialization, so the run writes those of the good months itself.
+            for month, metadata in done.items():
+                yield dg.AssetMaterialization(checks.ARCHIVE, partition=month.partition_key, metadata=dict(metadata))
+            raise _failure(failed, of=len(context.partition_keys))
+        for month, metadata in done.items():
+            context.add_asset_metadata(metadata, checks.ARCHIVE, month.partition_key)
+        for spec in checks.of_months(months):
+            yield dg.Output(None, spec.get_python_identifier())
+        yield dg.MaterializeResult()
 
     @dg.asset(
         deps=[audit_log_archive],
@@ -183,6 +209,43 @@ def month_metadata(reports: Sequence[MonthReport]) -> Mapping[str, Metadata]:
         metadata["postgres_bytes_estimate"] = sum(estimates)
         metadata["compression_ratio"] = sum(estimates) / size if size else 0.0
     return metadata
+
+
+class _Stopwatch:
+    """How long each step of a month took; tells the run's log of long ones, where a line costs 9 ms."""
+
+    def __init__(self, context: dg.AssetExecutionContext, month: Month) -> None:
+        self.seconds: dict[str, float] = {}
+        self._context = context
+        self._month = month
+        self._since = self._said = time.monotonic()
+
+    def step(self, step: Step) -> None:
+        """Take the time since the step before."""
+        now = time.monotonic()
+        name = f"seconds_{step.name.lower()}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+        if now - self._said > SECONDS_OF_SILENCE:
+            self._said = now
+            self._context.log.info("%s: %s", self._month.name, step)
+
+
+def _failure(failed: Mapping[Month, Exception], *, of: int) -> dg.Failure:
+    reasons = {month: _reason(error) for month, error in failed.items()}
+    if of == 1:
+        [description] = reasons.values()
+    else:
+        lines = "\n".join(f"{month.name}: {reason}" for month, reason in reasons.items())
+        description = f"{len(failed)} of {of} months failed, the others are archived:\n{lines}"
+    failure = dg.Failure(description, metadata={"months_failed": len(failed)}, allow_retries=False)
+    # A sentence stands for itself; what nobody foresaw keeps its stack trace.
+    failure.__cause__ = next((error for error in failed.values() if not isinstance(error, UserError)), None)
+    return failure
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}, which nobody foresaw; the log has its trace"
 
 
 def _schema(fields: Sequence[Field], columns: Sequence[Column] = ()) -> dg.TableSchema:

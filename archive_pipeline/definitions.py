@@ -12,6 +12,7 @@ from archive_pipeline.jobs import audit_log_archive_job
 from archive_pipeline.partitions import monthly_partitions
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.schedules import monthly_schedule
+from archive_pipeline.sensors import failure_sensor
 from scaling.settings import ArchiveSourceSettings, AutomationSettings, load
 
 
@@ -24,13 +25,14 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     Raises:
         UserError: a setting that shapes the definitions is wrong.
     """
-    calendar = load(ArchiveSourceSettings)
+    calendar, automation = load(ArchiveSourceSettings), load(AutomationSettings)
     return dg.Definitions(
         assets=[AUDIT_LOGS, *archive_assets(monthly_partitions(calendar)), ATHENA_TABLE],
         jobs=[audit_log_archive_job],
-        schedules=[monthly_schedule(calendar, load(AutomationSettings))],
+        schedules=[monthly_schedule(calendar, automation)],
+        sensors=[failure_sensor(automation)],
         resources={"archive": ArchiveResource(), **(resources or {})},
-        # A run is one month in one or two steps; a process a step would cost seconds and buys nothing.
+        # A run works in one process; a process for each of its steps would cost seconds and buys nothing.
         executor=dg.in_process_executor,
     )
 

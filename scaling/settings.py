@@ -56,6 +56,18 @@ class AutomationSettings(BaseSettings):
     pipeline_autostart: bool = Field(
         default=False, description="true: schedules and sensors are on from the first start."
     )
+    archive_alert_url: SecretStr | None = Field(
+        default=None, description='Failed runs of the archive are posted here, JSON {"text": "…"} (Slack, Mattermost).'
+    )
+
+    @field_validator("archive_alert_url")
+    @classmethod
+    def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if not value or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("must be https (plain http only on this machine)")
+        return value
 
 
 class SyncScheduleSettings(BaseSettings):

@@ -1,26 +1,39 @@
 """The Dagster layer: what loads, what a run shows, when it turns red."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import NoReturn
 
 import dagster as dg
 import pytest
 
 from archive_pipeline.columns import ENCODINGS, Encoding
 from archive_pipeline.definitions import build_defs
+from archive_pipeline.ledger import lease
 from archive_pipeline.months import Month
 from archive_pipeline.resources import ArchiveResource
 from scaling.errors import UserError
 from tests.archive_pipeline.conftest import JANUARY, Room
 
 ARCHIVE = dg.AssetKey("audit_log_archive")
-CHECKS = ["rows_equal", "digest_equal", "bounds_inside_month", "objects_present", "no_late_rows"]
+CHECKS = [
+    "rows_equal",
+    "digest_equal",
+    "bounds_inside_month",
+    "objects_present",
+    "late_rows_archived",
+    "rows_unchanged",
+]
 
 LOAD = """
 from archive_pipeline.columns import ENCODINGS, Encoding
@@ -43,13 +56,45 @@ def run(instance: dg.DagsterInstance, month: Month = JANUARY) -> dg.ExecuteInPro
     return job.execute_in_process(instance=instance, partition_key=month.partition_key, raise_on_error=False)
 
 
-def verdicts(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
-    return {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
+def run_range(instance: dg.DagsterInstance, first: Month, last: Month) -> dg.ExecuteInProcessResult:
+    """As one run of a backfill does."""
+    tags = {
+        "dagster/asset_partition_range_start": first.partition_key,
+        "dagster/asset_partition_range_end": last.partition_key,
+    }
+    job = build_defs().resolve_job_def("audit_log_archive_job")
+    return job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
 
 
-def metadata(result: dg.ExecuteInProcessResult, asset: str = "audit_log_archive") -> dict[str, object]:
+def statuses(instance: dg.DagsterInstance) -> dict[str, str]:
+    """What the UI shows of each month that something happened to."""
+    months = build_defs().resolve_assets_def(ARCHIVE).partitions_def
+    assert months is not None
+    found = instance.get_status_by_partition(ARCHIVE, months.get_partition_keys(), months) or {}
+    return {key: status.name for key, status in found.items() if status}
+
+
+def verdicts(result: dg.ExecuteInProcessResult, month: Month = JANUARY) -> dict[str, bool]:
+    return {
+        each.check_name: each.passed
+        for each in result.get_asset_check_evaluations()
+        if each.partition in (None, month.partition_key)
+    }
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> list[tuple[str, str | None]]:
+    return [
+        (event.asset_key.to_user_string(), event.partition)
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    ]
+
+
+def metadata(
+    result: dg.ExecuteInProcessResult, asset: str = "audit_log_archive", month: Month | None = None
+) -> dict[str, object]:
     for event in result.get_asset_materialization_events():
-        if event.asset_key == dg.AssetKey(asset):
+        if event.asset_key == dg.AssetKey(asset) and (month is None or event.partition == month.partition_key):
             return {name: value.value for name, value in event.materialization.metadata.items()}
     raise AssertionError(f"{asset} was not materialized")
 
@@ -59,6 +104,44 @@ def sentence(result: dg.ExecuteInProcessResult) -> str:
     data = failure.step_failure_data
     assert data.user_failure_data is not None
     return str(data.user_failure_data.description)
+
+
+def raiser(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*arguments: object, **options: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+@contextmanager
+def alerts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A receiver of alerts."""
+    posted: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("ARCHIVE_ALERT_URL", f"http://127.0.0.1:{server.server_port}/hook")
+        yield posted
+        server.shutdown()
+
+
+def alert(instance: dg.DagsterInstance, failed: dg.ExecuteInProcessResult) -> object:
+    """Let the sensor hear of a failed run."""
+    sensor = build_defs().get_sensor_def("audit_log_failure_sensor")
+    (failure,) = [event for event in failed.all_events if event.is_run_failure]
+    context = dg.build_run_status_sensor_context(
+        sensor_name=sensor.name, dagster_event=failure, dagster_instance=instance, dagster_run=failed.dagster_run
+    ).for_run_failure()
+    return sensor(context)
 
 
 # -- what loads -----------------------------------------------------------------------------------------------------
@@ -158,15 +241,105 @@ def test_an_empty_month_is_a_green_partition_of_no_rows(room: Room, instance: dg
     assert metadata(result)["rows_archived"] == 0
 
 
-def test_late_rows_are_a_warning_and_not_a_failure(room: Room, instance: dg.DagsterInstance) -> None:
+def test_late_rows_are_archived_and_their_check_passes(room: Room, instance: dg.DagsterInstance) -> None:
     room.fill(20)
     run(instance)
     room.log("2025-01-20")
     result = run(instance)
     assert result.success
-    (late,) = [each for each in result.get_asset_check_evaluations() if not each.passed]
-    assert (late.check_name, late.severity) == ("no_late_rows", dg.AssetCheckSeverity.WARN)
-    assert metadata(result)["late_rows"] == 1
+    assert verdicts(result) == dict.fromkeys(CHECKS, True)
+    shown = metadata(result)
+    assert (shown["outcome"], shown["late_rows"], shown["rows_archived"]) == ("late rows archived", 1, 21)
+
+
+def test_changed_rows_are_a_warning_and_not_a_failure(room: Room, instance: dg.DagsterInstance) -> None:
+    room.fill(20)
+    run(instance)
+    room.admin.execute(
+        "UPDATE audit_logs SET action = 'other' WHERE created_at = (SELECT min(created_at) FROM audit_logs)"
+    )
+    result = run(instance)
+    assert result.success
+    (changed,) = [each for each in result.get_asset_check_evaluations() if not each.passed]
+    assert (changed.check_name, changed.severity) == ("rows_unchanged", dg.AssetCheckSeverity.WARN)
+    assert changed.metadata["changed_rows"].value == 1
+
+
+# -- several months in one run --------------------------------------------------------------------------------------
+
+
+def test_a_run_over_several_months_gives_each_its_own_numbers_and_verdicts(
+    room: Room, instance: dg.DagsterInstance
+) -> None:
+    months = [JANUARY, JANUARY.following, JANUARY.following.following]
+    for rows, month in enumerate(months, start=1):
+        room.fill(rows * 10, month)
+    result = run_range(instance, months[0], months[-1])
+    assert result.success
+    assert materialized(result) == [
+        *(("audit_log_archive", month.partition_key) for month in months), ("audit_log_catalog", None)
+    ]  # fmt: skip
+    assert [metadata(result, month=month)["rows_archived"] for month in months] == [10, 20, 30]
+    for month in months:
+        assert verdicts(result, month) == dict.fromkeys(CHECKS, True)
+    assert statuses(instance) == {month.partition_key: "MATERIALIZED" for month in months}
+
+
+def test_a_run_of_one_month_looks_like_a_month_of_a_run_of_several(room: Room, instance: dg.DagsterInstance) -> None:
+    room.fill(10)
+    room.fill(10, JANUARY.following)
+    alone = run(instance)
+    together = run_range(instance, JANUARY.following, JANUARY.following.following)
+    assert metadata(alone).keys() == metadata(together, month=JANUARY.following).keys()
+    assert verdicts(alone) == verdicts(together, JANUARY.following)
+    assert materialized(alone)[0] == ("audit_log_archive", JANUARY.partition_key)
+
+
+# case 74
+def test_a_failed_month_stops_no_other_and_the_run_ends_red_and_names_it(
+    room: Room, instance: dg.DagsterInstance
+) -> None:
+    months = [JANUARY, JANUARY.following, JANUARY.following.following]
+    for month in months:
+        room.fill(20, month)
+    run_range(instance, *months[1:])
+    room.target.bucket.delete(next(key for key in room.data_keys() if months[1].path in key))
+    result = run_range(instance, months[0], months[-1])
+    assert not result.success
+    assert sentence(result).startswith("1 of 3 months failed, the others are archived:\n2025-02: ")
+    assert verdicts(result, months[1])["objects_present"] is False
+    assert materialized(result) == [("audit_log_archive", month.partition_key) for month in (months[0], months[2])]
+    assert statuses(instance)[months[1].partition_key] == "FAILED"
+
+
+# case 74
+def test_every_failed_month_is_a_red_partition_and_an_alert(
+    room: Room, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.fill(5)
+    monkeypatch.setattr("archive_pipeline.assets.archive_month", raiser(RuntimeError("what nobody foresaw")))
+    result = run_range(instance, JANUARY, JANUARY.following)
+    assert statuses(instance) == {month.partition_key: "FAILED" for month in (JANUARY, JANUARY.following)}
+    with alerts(monkeypatch) as posted:
+        alert(instance, result)
+    (said,) = posted
+    assert "2025-01: RuntimeError" in said
+    assert "2025-02: RuntimeError" in said
+
+
+# case 33
+def test_of_two_runs_of_one_month_one_archives_it_and_the_other_says_that_it_is_busy(
+    room: Room, instance: dg.DagsterInstance
+) -> None:
+    room.fill(20)
+    with lease(room.shard, room.target.table, JANUARY):
+        loser = run(instance)
+    winner = run(instance)
+    assert not loser.success
+    assert sentence(loser).startswith("month 2025-01 is being archived by")
+    assert winner.success
+    assert metadata(winner)["rows_archived"] == 20
+    assert statuses(instance) == {JANUARY.partition_key: "MATERIALIZED"}
 
 
 # -- when it turns red ----------------------------------------------------------------------------------------------
@@ -179,8 +352,8 @@ def test_a_missing_object_fails_its_check_and_stops_what_follows(room: Room, ins
     result = run(instance)
     assert not result.success
     assert verdicts(result)["objects_present"] is False
-    materialized = [event.asset_key for event in result.get_asset_materialization_events()]
-    assert dg.AssetKey("audit_log_catalog") not in materialized
+    assert materialized(result) == []
+    assert sentence(result).startswith("month 2025-01 is archived, but objects_present failed: 1 object(s) are missing")
 
 
 def test_a_month_that_fails_verification_is_not_materialized_and_its_check_says_why(
