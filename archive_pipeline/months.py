@@ -47,6 +47,17 @@ class Month:
             raise UserError(f"{text!r} is not a month; write YYYY-MM, for example 2025-01")
         return cls(int(matched[1]), int(matched[2]), zone)
 
+    @classmethod
+    def containing(cls, instant: datetime, zone: str = "UTC") -> Self:
+        """The month an instant belongs to.
+
+        Args:
+            instant: timezone-aware.
+            zone: IANA time zone.
+        """
+        local = instant.astimezone(ZoneInfo(zone))
+        return cls(local.year, local.month, zone)
+
     @property
     def start(self) -> datetime:
         """The first instant that belongs to the month, in UTC."""
