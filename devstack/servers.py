@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import psycopg
 
 from devstack import postgres, s3, saas
 from devstack.processes import CHECKOUT, Supervisor, wait_until
@@ -72,6 +73,8 @@ class Servers:
         name = f"test_{uuid.uuid4().hex[:12]}"
         admin_dsn = self.postgres.create_database(name, template=TEMPLATE)
         try:
+            with psycopg.connect(admin_dsn) as connection:
+                saas.grant_create(connection, name)
             yield Database(name, admin_dsn, saas.pipeline_dsn(self.postgres, name), saas.owner_dsn(self.postgres, name))
         finally:
             self.postgres.drop_database(name)

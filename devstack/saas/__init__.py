@@ -8,6 +8,7 @@ from importlib.resources import files
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from devstack.postgres import Postgres
 
@@ -41,13 +42,23 @@ def create(server: Postgres, database: str) -> None:
                 sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), server.role_password(role))
             )
             connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(role)))
-            connection.execute(
-                sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(role))
-            )
+        grant_create(connection, database)
         if connection.execute("SELECT WHERE to_regclass('public.audit_logs') IS NULL").rowcount:
             connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(OWNER)))
             connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(OWNER)))
             connection.execute(files(__name__).joinpath("schema.sql").read_bytes())
+
+
+def grant_create(connection: psycopg.Connection[TupleRow], database: str) -> None:
+    """Let the pipelines and the SaaS's owner create schemas; a copy of a database does not take this over.
+
+    Args:
+        connection: the superuser's.
+        database: its name.
+    """
+    connection.execute(
+        sql.SQL("GRANT CREATE ON DATABASE {} TO {}, {}").format(*map(sql.Identifier, (database, PIPELINE, OWNER)))
+    )
 
 
 def pipeline_dsn(server: Postgres, database: str) -> str:
