@@ -94,7 +94,7 @@ run ends red with a sentence for each failed month. It says what to do; run the 
         done: dict[Month, Mapping[str, Metadata]] = {}
         failed: dict[Month, Exception] = {}
         with failing_with_a_sentence():
-            target = archive.target()
+            target = archive.protected_target()
             with archive.databases() as router:
                 for key in context.partition_keys:
                     month = Month.parse(key, months.timezone)
@@ -245,7 +245,11 @@ def _failure(failed: Mapping[Month, Exception], *, of: int) -> dg.Failure:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}, which nobody foresaw; the log has its trace"
+    return (
+        str(error)
+        if isinstance(error, UserError)
+        else f"{type(error).__name__}, which nobody foresaw; the log has its trace"
+    )
 
 
 def _schema(fields: Sequence[Field], columns: Sequence[Column] = ()) -> dg.TableSchema:

@@ -11,8 +11,10 @@ from datetime import timedelta
 import dagster as dg
 
 from archive_pipeline.archive import Target
+from archive_pipeline.bucket_protection import require
 from archive_pipeline.manifest import Layout
 from archive_pipeline.objects import ArchiveBucket
+from archive_pipeline.signing import signer_from
 from archive_pipeline.snapshot import SourceTable
 from scaling.databases import DatabaseRouter
 from scaling.resources import databases
@@ -36,7 +38,7 @@ class ArchiveResource(dg.ConfigurableResource[None]):
             yield router
 
     def target(self) -> Target:
-        """What is archived and where it goes.
+        """What is archived and where it goes; nothing is asked of the bucket yet.
 
         Raises:
             UserError: a setting is missing or wrong.
@@ -47,4 +49,17 @@ class ArchiveResource(dg.ConfigurableResource[None]):
             bucket=ArchiveBucket.from_settings(settings),
             layout=Layout(settings.archive_prefix),
             grace=timedelta(seconds=settings.archive_grace_seconds),
+            parallelism=settings.archive_parallelism,
+            signer=signer_from(settings),
         )
+
+    def protected_target(self) -> Target:
+        """The same for a run that writes: the bucket is asked first whether it is set up as the settings require.
+
+        Raises:
+            UserError: a setting is missing or wrong.
+            BucketUnprotectedError: the bucket lacks what the settings require.
+        """
+        target = self.target()
+        require(target.bucket, target.layout)
+        return target
