@@ -121,12 +121,16 @@ def inspect(bucket: ArchiveBucket, layout: Layout) -> BucketReport:
         _public_access(bucket),
         *_policy(bucket),
     ]
-    if any(finding.verdict is Verdict.REFUSED for finding in findings):
+    default = _compare_encryption(bucket.protection, encryption, None)
+    # A stored object tells which key an alias means.
+    found = (encryption or {}).get("KMSMasterKeyID")
+    unsettled = found is not None and "alias/" in f"{found} {bucket.protection.kms_key}"
+    if any(each.verdict is Verdict.REFUSED for each in (*findings, *(() if unsettled else (default,)))):
         canary = Finding("write and read back", "not tried", "an object", Verdict.UNKNOWN)
-        resolved = None
     else:
         canary, resolved = _canary(bucket, layout)
-    findings.insert(3, _compare_encryption(bucket.protection, encryption, resolved))
+        default = _compare_encryption(bucket.protection, encryption, resolved)
+    findings.insert(3, default)
     return BucketReport(bucket.name, (*findings, canary))
 
 
@@ -157,25 +161,31 @@ def recommended_policy(
     data, manifests = f"{arn}/{layout.data}*", f"{arn}/{layout.manifests}*"
     statements = [
         _deny("TlsOnly", "s3:*", [arn, f"{arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
-        # Everything but the catalog, which is replaced. Also refuses copies, which carry no If-None-Match; the
-        # operation's key exempts the parts of multipart uploads, which cannot carry one.
+        # Parts, manifests and links; salts and the catalog are replaced. Also refuses copies, which carry no
+        # If-None-Match. The second condition exempts the steps of multipart uploads, which cannot carry one.
         _deny(
             "NeverOverwrite",
             "s3:PutObject",
-            [data, f"{arn}/{layout.manifests}year=*", f"{arn}/{layout.manifests}chain/*"],
+            [data, f"{arn}/{layout.manifests}year=*.json", f"{arn}/{layout.manifests}chain/*"],
             {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}},
         ),
         _deny(
             "OnlyErasuresRemoveVersions",
             ["s3:DeleteObjectVersion", "s3:BypassGovernanceRetention", "s3:PutObjectLegalHold"],
             [data, manifests],
-            {"ArnNotEquals": {"aws:PrincipalArn": erase_role}},
+            {"StringNotEquals": {"aws:PrincipalArn": erase_role}},
         ),
         _deny(
-            "NobodyHidesData", "s3:DeleteObject", [data], {"ArnNotEquals": {"aws:PrincipalArn": [run_role, erase_role]}}
+            "NobodyHidesData",
+            "s3:DeleteObject",
+            [data],
+            {"StringNotEquals": {"aws:PrincipalArn": [run_role, erase_role]}},
         ),
         _deny(
-            "NobodyHidesManifests", "s3:DeleteObject", [manifests], {"ArnNotEquals": {"aws:PrincipalArn": erase_role}}
+            "NobodyHidesManifests",
+            "s3:DeleteObject",
+            [manifests],
+            {"StringNotEquals": {"aws:PrincipalArn": erase_role}},
         ),
     ]
     if protection.kms_key is not None and protection.kms_key.startswith("arn:"):

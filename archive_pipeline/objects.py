@@ -578,10 +578,10 @@ class ArchiveBucket:
             # A HEAD has no body to name the error, and this is how S3 answers expired credentials.
             if code in EXPIRED or (code == "400" and error.operation_name.startswith("Head")):
                 raise UserError(f"the AWS credentials expired at {error.operation_name} of {where}; {RENEW}") from None
+            if code == "NoSuchBucket" or (code == "404" and error.operation_name == "HeadBucket"):
+                raise UserError(f"bucket {self.name} does not exist; create it or correct ARCHIVE_BUCKET") from None
             if code in ("NoSuchKey", "NoSuchVersion", "404"):
                 raise FileNotFoundError(where) from None
-            if code == "NoSuchBucket":
-                raise UserError(f"bucket {self.name} does not exist; create it or correct ARCHIVE_BUCKET") from None
             if _status(error) in (301, 307) or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
                 raise UserError(f"bucket {self.name} is in another region; correct AWS_REGION") from None
             if action := _kms_action(error):
