@@ -1,32 +1,38 @@
-"""Ask the archive: SQL over exactly the objects that the manifests list, the answer as a pandas DataFrame.
+"""Ask the archive: one SELECT over exactly the objects that the manifests list, the answer as a pandas DataFrame.
 
-Belongs here: the view ``audit_logs`` in DuckDB, its pruning, and ``python -m archive_pipeline.query``.
-Does not: writing anything; in production Athena reads the same objects (`archive_pipeline.catalog`).
+Belongs here: the views in DuckDB, the choice of the engine, and ``python -m archive_pipeline.query``.
+Does not: writing anything; reading a statement (`archive_pipeline.statements`); Athena (`archive_pipeline.athena`).
 
-DuckDB's own S3 reader is an extension that is downloaded on first use, which a closed network does not allow.
-The objects are therefore read by pyarrow, which DuckDB hands its projection and its filters: months and files are
-left out by the bounds in the manifests, row groups by their statistics.
+The same SQL, DuckDB's, runs here and in Athena. Here only months and parts that can hold an answer are opened, of
+those only the row groups that can (by their statistics and bloom filters), and of those only the columns asked for.
 """
 
 import argparse
+import json
+import secrets
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import boto3
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow import fs
+from sqlglot import exp
 
-from archive_pipeline.columns import PARTITION_COLUMNS, arrow_schema
-from archive_pipeline.manifest import Layout, Manifest, Part, published
-from archive_pipeline.months import Month
+from archive_pipeline.athena import MB, Workgroup, usd
+from archive_pipeline.catalog import DATABASE, current, view_name
+from archive_pipeline.columns import PARTITION_COLUMNS, Field, arrow_schema
+from archive_pipeline.manifest import Layout, Manifest, Part
+from archive_pipeline.months import Month, epoch_us
 from archive_pipeline.objects import ArchiveBucket
+from archive_pipeline.ranges import SCHEME, PartsFileSystem
 from archive_pipeline.snapshot import SourceTable
+from archive_pipeline.statements import ONE_SELECT, Span, Statement, equals, month_conditions
 from scaling.errors import UserError, run_command
 from scaling.settings import ArchiveSettings, load
 
@@ -34,11 +40,63 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUERY_MEMORY = "1GB"
-READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+# Threads wait for S3 most of the time, so there are more of them than processors.
+THREADS = 8
+TABLE_FUNCTIONS = frozenset({"range", "generate_series", "unnest"})
+TENANT = "tenant_id"
+MONTH_COLUMN = "archive_month"
+
+Engine = Literal["duckdb", "athena"]
+
+DUCKDB_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.bool_(): "BOOLEAN",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.binary(): "BLOB",
+    pa.date32(): "DATE",
+    pa.timestamp("ms", "UTC"): "TIMESTAMPTZ",
+    pa.timestamp("ms"): "TIMESTAMP",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a statement brought, and what it took.
+
+    Attributes:
+        frame: its rows.
+        bytes_scanned: read from the bucket; by Athena as it bills them.
+        usd: what Athena charges for so many bytes, whichever engine read them.
+        engine: that ran it.
+        seconds: it took.
+        archive_bytes: of all parts of the months that were asked; ``bytes_scanned`` is a part of it.
+        sql: as the engine ran it.
+    """
+
+    frame: "pd.DataFrame"
+    bytes_scanned: int
+    usd: float
+    engine: Engine
+    seconds: float
+    archive_bytes: int
+    sql: str
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        share = f" of {self.archive_bytes / MB:,.1f} MB" if self.archive_bytes else ""
+        price = "Athena charged" if self.engine == "athena" else "Athena would charge"
+        return (
+            f"{self.engine} read {self.bytes_scanned / MB:,.2f} MB{share} in {self.seconds:.1f} s; "
+            f"{price} ${self.usd:.5f}"
+        )
 
 
 class Archive:
-    """The archived table, open for queries.
+    """The archived table, open for queries in DuckDB.
 
     Args:
         bucket: of the archive.
@@ -46,6 +104,8 @@ class Archive:
         table: the source; the view has its name.
         first: ``YYYY-MM``, nothing earlier is read.
         last: ``YYYY-MM``, nothing later is read.
+        tenant: only this tenant's rows are there to be read.
+        database: name the table has in Athena, which a statement may write before the table's.
 
     Raises:
         UserError: nothing is archived there, or the bucket cannot be read.
@@ -59,20 +119,42 @@ class Archive:
         *,
         first: str | None = None,
         last: str | None = None,
+        tenant: str | None = None,
+        database: str = DATABASE,
     ) -> None:
-        manifests = [found.manifest for found in published(bucket, layout, first=first, last=last)]
-        if not manifests:
-            months = f" from {first or 'the first month'} to {last or 'the last'}" if first or last else ""
-            raise UserError(
-                f"no month of {table} is archived in s3://{bucket.name}/{layout.data}{months}; "
-                "materialize audit_log_archive first"
-            )
+        self._manifests = _asked(bucket, layout, table, first, last)
+        self._table = table
+        self._schema = _schema(self._manifests)
+        self._only = "" if tenant is None else f" WHERE {equals(_tenant(self._manifests), tenant).sql('duckdb')}"
+        self._files = PartsFileSystem(bucket, (part for each in self._manifests for part in each.parts))
         self._spill = tempfile.TemporaryDirectory(prefix="archive-query-")
-        self._duckdb = duckdb.connect(config={"memory_limit": QUERY_MEMORY, "temp_directory": self._spill.name})
-        self._duckdb.register(table.name, _dataset(manifests, bucket))
-        # From here on the query can reach the view and nothing else: no files, no network, no settings.
-        for setting in ("TimeZone = 'UTC'", "enable_external_access = false", "lock_configuration = true"):
+        self._duckdb = duckdb.connect(
+            config={"memory_limit": QUERY_MEMORY, "temp_directory": self._spill.name, "threads": str(THREADS)}
+        )
+        # Statements cannot guess the names of the views they are narrowed to, which hold what the tables hold anyway.
+        self._token = secrets.token_hex(8)
+        self._views: dict[Span, str] = {}
+        self._duckdb.register_filesystem(self._files)
+        # From here on a query can reach the archive's parts and nothing else: no files, no network, no settings.
+        for setting in (
+            "TimeZone = 'UTC'",
+            "parquet_metadata_cache = true",
+            "python_enable_replacements = false",
+            f"allowed_directories = ['{SCHEME}://']",
+            "enable_external_access = false",
+            "lock_configuration = true",
+        ):
             self._duckdb.execute(f"SET {setting}")
+        everything, by_month = self._view(Span()), view_name(table)
+        quoted = exp.to_identifier(table.name, quoted=True).sql("duckdb")
+        for schema in dict.fromkeys(("main", table.schema, database)):
+            owner = exp.to_identifier(schema, quoted=True).sql("duckdb")
+            self._duckdb.execute(f"CREATE SCHEMA IF NOT EXISTS {owner}")
+            self._duckdb.execute(f"CREATE VIEW {owner}.{quoted} AS FROM {everything}")
+            self._duckdb.execute(
+                f"CREATE VIEW {owner}.{exp.to_identifier(by_month, quoted=True).sql('duckdb')} AS "  # noqa: S608
+                f"SELECT *, printf('%04d-%02d', year, month) AS {MONTH_COLUMN} FROM {everything}"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -94,21 +176,141 @@ class Archive:
             The answer.
 
         Raises:
-            UserError: it is not one valid SELECT.
+            UserError: it is not one valid SELECT over the archive.
         """
+        return self.ask(query).frame
+
+    def ask(self, query: str) -> Answer:
+        """Run one SELECT and count what it reads.
+
+        Args:
+            query: see `query`.
+
+        Returns:
+            The answer with its bytes and its price.
+
+        Raises:
+            UserError: it is not one valid SELECT over the archive.
+        """
+        began, before = time.monotonic(), self._files.bytes_read
+        sql = self._narrow(query)
         try:
-            statements = self._duckdb.extract_statements(query)
-            if len(statements) != 1 or statements[0].type not in READS:
-                raise UserError("the archive answers one SELECT at a time")
+            self._refuse_all_but_the_archive(sql)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # DuckDB 2.0 calls pandas 3 with old arguments
-                return self._duckdb.execute(statements[0]).df()
+                frame = self._duckdb.execute(sql).df()
         except duckdb.Error as error:
-            raise UserError(f"the query cannot be run: {error}") from None
+            raise self._sentence(error) from None
+        read = self._files.bytes_read - before
+        return Answer(
+            frame,
+            read,
+            usd(read),
+            "duckdb",
+            time.monotonic() - began,
+            sum(manifest.size for manifest in self._manifests),
+            sql,
+        )
+
+    def _narrow(self, query: str) -> str:
+        statement = Statement(query, (self._table.name, view_name(self._table)), _fields(self._manifests))
+        spans = statement.spans()
+
+        def replacement(number: int, alias: str, name: str) -> exp.Expr | None:
+            if spans[number].is_open or name.lower() != self._table.name.lower():
+                return None
+            return exp.alias_(exp.to_table(self._view(spans[number])), alias, table=True, quoted=True)
+
+        return statement.narrowed(replacement)
+
+    def _view(self, span: Span) -> str:
+        """A view of the parts that can hold rows of a span."""
+        if span not in self._views:
+            name = f"archive_{self._token}_{len(self._views)}"
+            self._duckdb.execute(f"CREATE VIEW {name} AS {self._parts(span)}")
+            self._views[span] = name
+        return self._views[span]
+
+    def _parts(self, span: Span) -> str:
+        columns = ", ".join(_quoted(name) for name in (*self._schema.names, *PARTITION_COLUMNS))
+        months = [
+            branch
+            for manifest in self._manifests
+            if (branch := self._month(manifest, [p for p in manifest.parts if _may_hold(p, span)])) is not None
+        ]
+        if not months:
+            nothing = ", ".join(
+                f"NULL::{kind} AS {_quoted(name)}"
+                for name, kind in (
+                    *((field.name, _duckdb_type(field.type)) for field in self._schema),
+                    *((name, "INTEGER") for name in PARTITION_COLUMNS),
+                )
+            )
+            months = [f"SELECT {nothing} WHERE false"]
+        # The constants come first: what only counts rows then reads the first column, which is none of the files'.
+        return f"SELECT {columns} FROM ({' UNION ALL '.join(months)}){self._only}"  # noqa: S608 - names of columns
+
+    def _month(self, manifest: Manifest, parts: Sequence[Part]) -> str | None:
+        if not parts:
+            return None
+        held = arrow_schema(manifest.columns)
+        values = [f"{manifest.month.year}::INTEGER AS year", f"{manifest.month.month}::INTEGER AS month"]
+        for field in self._schema:
+            value = _quoted(field.name) if field.name in held.names else "NULL"
+            values.append(f"{value}::{_duckdb_type(field.type)} AS {_quoted(field.name)}")
+        # With the columns given, no file is opened before it is read.
+        given = ", ".join(
+            f"{_literal(field.name)}: {{name: {_literal(field.name)}, type: '{_duckdb_type(field.type)}', "
+            "default_value: NULL}"
+            for field in held
+        )
+        files = ", ".join(_literal(f"{SCHEME}://{part.key}") for part in parts)
+        return f"SELECT {', '.join(values)} FROM read_parquet([{files}], schema = MAP {{{given}}})"  # noqa: S608
+
+    def _refuse_all_but_the_archive(self, sql: str) -> None:
+        """What DuckDB itself reads in the statement must be the archive's views, whatever sqlglot made of it."""
+        found = self._duckdb.execute("SELECT json_serialize_sql($sql)", {"sql": sql}).fetchone()
+        tree: dict[str, Any] = json.loads(found[0]) if found else {"error": True}
+        if tree["error"] or len(tree["statements"]) != 1:
+            message = str(tree.get("error_message", ""))
+            raise UserError(ONE_SELECT if "SELECT" in message or not message else f"the query cannot be run: {message}")
+        nodes = list(_nodes(tree))
+        views = {self._table.name.lower(), view_name(self._table), *self._views.values()}
+        local = {str(entry["key"]).lower() for node in nodes for entry in _entries(node)}
+        for node in nodes:
+            match node.get("type"):
+                case "BASE_TABLE":
+                    name = str(node["table_name"])
+                    # A name given by a WITH counts only where it cannot be taken for a file or another schema's table.
+                    is_local = name.lower() in local and not node["schema_name"] and name.isidentifier()
+                    if name.lower() not in views and not is_local:
+                        raise UserError(f"the query cannot be run: it reads {name}, which is no table here")
+                case "TABLE_FUNCTION" if str(node["function"]["function_name"]).lower() not in TABLE_FUNCTIONS:
+                    name = node["function"]["function_name"]
+                    raise UserError(f"the query cannot be run: it reads {name}(…), which is no table here")
+                case "SHOW_REF":
+                    raise UserError(ONE_SELECT)
+
+    def _sentence(self, error: duckdb.Error) -> UserError:
+        failure, self._files.failure = self._files.failure, None
+        if isinstance(failure, FileNotFoundError):
+            return UserError(
+                f"the query cannot be run: {failure} is gone, though a manifest lists it; "
+                "run python -m archive_pipeline.audit"
+            )
+        if failure is not None:
+            return UserError(f"the query cannot be run: {failure}")
+        return UserError(f"the query cannot be run: {error}")
 
 
 def query(
-    statement: str, *, settings: ArchiveSettings | None = None, first: str | None = None, last: str | None = None
+    statement: str,
+    *,
+    settings: ArchiveSettings | None = None,
+    first: str | None = None,
+    last: str | None = None,
+    tenant: str | None = None,
+    engine: Engine | None = None,
 ) -> "pd.DataFrame":
     """Run one SELECT over the configured archive.
 
@@ -117,9 +319,39 @@ def query(
         settings: of the archive; None reads the environment.
         first: ``YYYY-MM``, nothing earlier is read.
         last: ``YYYY-MM``, nothing later is read.
+        tenant: only this tenant's rows are read.
+        engine: that runs it; None is Athena where a workgroup is configured, and DuckDB elsewhere.
 
     Returns:
         The answer.
+
+    Raises:
+        UserError: a setting is missing, nothing is archived, or it is not one valid SELECT.
+    """
+    return ask(statement, settings=settings, first=first, last=last, tenant=tenant, engine=engine).frame
+
+
+def ask(
+    statement: str,
+    *,
+    settings: ArchiveSettings | None = None,
+    first: str | None = None,
+    last: str | None = None,
+    tenant: str | None = None,
+    engine: Engine | None = None,
+) -> Answer:
+    """Run one SELECT over the configured archive, and say what it read and costs.
+
+    Args:
+        statement: DuckDB SQL over the view ``audit_logs`` (the name of ARCHIVE_TABLE).
+        settings: of the archive; None reads the environment.
+        first: ``YYYY-MM``, nothing earlier is read.
+        last: ``YYYY-MM``, nothing later is read.
+        tenant: only this tenant's rows are read.
+        engine: that runs it; None is Athena where a workgroup is configured, and DuckDB elsewhere.
+
+    Returns:
+        The answer with its bytes and its price.
 
     Raises:
         UserError: a setting is missing, nothing is archived, or it is not one valid SELECT.
@@ -129,73 +361,163 @@ def query(
         if month is not None:
             Month.parse(month)
     bucket, layout = ArchiveBucket.from_settings(settings), Layout(settings.archive_prefix)
-    with Archive(bucket, layout, SourceTable.parse(settings.archive_table), first=first, last=last) as archive:
-        return archive.query(statement)
+    table, database = SourceTable.parse(settings.archive_table), settings.archive_athena_database
+    if (engine or ("athena" if settings.archive_athena_workgroup else "duckdb")) == "duckdb":
+        with Archive(bucket, layout, table, first=first, last=last, tenant=tenant, database=database) as archive:
+            return archive.ask(statement)
+    workgroup = Workgroup.from_settings(settings)
+    if workgroup is None:
+        raise UserError("ARCHIVE_ATHENA_WORKGROUP is not set, so there is no Athena to ask; use --engine duckdb")
+    began = time.monotonic()
+    asked = _asked(bucket, layout, table, first, last)
+    sql = athena_sql(statement, asked, table, database, first=first, last=last, tenant=tenant)
+    run = workgroup.run(sql, _fields(asked))
+    return Answer(
+        run.frame,
+        run.bytes_scanned,
+        usd(run.bytes_scanned),
+        "athena",
+        time.monotonic() - began,
+        sum(manifest.size for manifest in asked),
+        sql,
+    )
 
 
-def _dataset(manifests: Sequence[Manifest], bucket: ArchiveBucket) -> ds.Dataset:
-    schemas = [arrow_schema(manifest.columns) for manifest in manifests]
-    partitions = pa.schema([(name, pa.int32()) for name in PARTITION_COLUMNS])
+def athena_sql(
+    statement: str,
+    asked: Sequence[Manifest],
+    table: SourceTable,
+    database: str,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    tenant: str | None = None,
+) -> str:
+    """A statement as Athena must be asked it.
+
+    Args:
+        statement: DuckDB SQL.
+        asked: newest manifests of the months that may be read.
+        table: the source.
+        database: of the table in Athena.
+        first: ``YYYY-MM``, nothing earlier is read.
+        last: ``YYYY-MM``, nothing later is read.
+        tenant: only this tenant's rows are read.
+
+    Returns:
+        Athena's SQL; every place that reads the table is narrowed to its months and to the tenant.
+
+    Raises:
+        UserError: it is not one valid SELECT over the archive.
+    """
+    zone = asked[0].month.zone
+    limits = Span(
+        epoch_us(Month.parse(first, zone).start) if first else None,
+        epoch_us(Month.parse(last, zone).end) - 1 if last else None,
+    )
+    only = [] if tenant is None else [equals(_tenant(asked), tenant)]
+
+    def relation(name: str) -> exp.Table:
+        return exp.table_(name, db=database, quoted=True)
+
+    def conditions(span: Span) -> list[exp.Expr]:
+        return [*month_conditions(span & limits, zone), *(each.copy() for each in only)]
+
+    return Statement(statement, (table.name, view_name(table)), _fields(asked)).athena(relation, conditions)
+
+
+def _asked(
+    bucket: ArchiveBucket, layout: Layout, table: SourceTable, first: str | None, last: str | None
+) -> list[Manifest]:
+    found = current(bucket, layout, first=first, last=last)
+    if not found:
+        months = f" from {first or 'the first month'} to {last or 'the last'}" if first or last else ""
+        raise UserError(
+            f"no month of {table} is archived in s3://{bucket.name}/{layout.data}{months}; "
+            "materialize audit_log_archive first"
+        )
+    return found
+
+
+def _fields(asked: Sequence[Manifest]) -> list[Field]:
+    found = {field.name: field for each in asked for column in each.columns for field in column.fields}
+    return list(found.values())
+
+
+def _tenant(asked: Sequence[Manifest]) -> Field:
+    for field in _fields(asked):
+        if field.name == TENANT:
+            return field
+    raise UserError(f"the archived table has no column {TENANT}")
+
+
+def _schema(asked: Sequence[Manifest]) -> pa.Schema:
     try:
-        schema = pa.unify_schemas([*schemas, partitions], promote_options="permissive")
+        return pa.unify_schemas([arrow_schema(each.columns) for each in asked], promote_options="permissive")
     except pa.ArrowException as error:
         raise UserError(
             f"a column changed its type between two archived months ({error}); query fewer months with --from and --to"
         ) from None
-    filesystem, parquet = _filesystem(bucket), ds.ParquetFileFormat()
-    fragments = [
-        parquet.make_fragment(f"{bucket.name}/{part.key}", filesystem, _guarantee(manifest.month, part))
-        for manifest in manifests
-        for part in manifest.parts
-    ]
-    return ds.FileSystemDataset(fragments, schema, parquet, filesystem)
 
 
-def _guarantee(month: Month, part: Part) -> ds.Expression:
-    """What is true of every row of a part, so that a filter can leave the part out without opening it."""
-    us = ds.field("created_at_us")
-    known = (ds.field("year") == month.year) & (ds.field("month") == month.month)
-    if part.digest.min_us is None or part.digest.max_us is None:
-        return known
-    created_at = ds.field("created_at")
-    first, last = (pa.scalar(at // 1000, pa.timestamp("ms", "UTC")) for at in (part.digest.min_us, part.digest.max_us))
-    return (
-        known & (us >= part.digest.min_us) & (us <= part.digest.max_us) & (created_at >= first) & (created_at <= last)
-    )
+def _duckdb_type(kind: pa.DataType) -> str:
+    return f"DECIMAL({kind.precision},{kind.scale})" if pa.types.is_decimal(kind) else DUCKDB_TYPES[kind]
 
 
-def _filesystem(bucket: ArchiveBucket) -> fs.S3FileSystem:
-    # The AWS SDK inside pyarrow has a credential chain of its own; boto3's is the one the rest of the pipeline uses.
-    found = boto3.Session().get_credentials()
-    credentials = found.get_frozen_credentials() if found else None
-    if credentials is None:
-        raise UserError(
-            "there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run with a role"
-        )
-    return fs.S3FileSystem(
-        access_key=credentials.access_key,
-        secret_key=credentials.secret_key,
-        session_token=credentials.token,
-        region=bucket.region,
-        endpoint_override=bucket.endpoint,
-    )
+def _may_hold(part: Part, span: Span) -> bool:
+    return span.overlaps(part.digest.min_us, part.digest.max_us)
 
 
-def _print(frame: "pd.DataFrame", form: str) -> None:
+def _quoted(name: str) -> str:
+    return exp.to_identifier(name, quoted=True).sql("duckdb")
+
+
+def _literal(text: str) -> str:
+    return exp.Literal.string(text).sql("duckdb")
+
+
+def _nodes(tree: object) -> Iterator[Mapping[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for child in tree.values():
+            yield from _nodes(child)
+    elif isinstance(tree, list):
+        for child in tree:
+            yield from _nodes(child)
+
+
+def _entries(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    named = node.get("cte_map")
+    return list(named["map"]) if isinstance(named, dict) else []
+
+
+def _write(frame: "pd.DataFrame", form: str, output: Path | None) -> None:
     match form:
         case "csv":
-            frame.to_csv(sys.stdout, index=False)
+            frame.to_csv(output or sys.stdout, index=False)
         case "json":
-            frame.to_json(sys.stdout, orient="records", lines=True, date_format="iso", date_unit="us")
+            frame.to_json(output or sys.stdout, orient="records", lines=True, date_format="iso", date_unit="us")
+        case "parquet":
+            frame.to_parquet(output, index=False)
         case _:
-            from rich.console import Console
-            from rich.table import Table
+            _print(frame, output)
 
-            table = Table(*map(str, frame.columns))
-            for row in frame.itertuples(index=False):
-                table.add_row(*map(_cell, row))
-            Console().print(table)
-            print(f"{len(frame):,} row{'' if len(frame) == 1 else 's'}")
+
+def _print(frame: "pd.DataFrame", output: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*map(str, frame.columns))
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(_cell, row))
+    count = f"{len(frame):,} row{'' if len(frame) == 1 else 's'}"
+    if output is None:
+        Console().print(table)
+        print(count)
+        return
+    with output.open("w", encoding="utf-8") as file:
+        Console(file=file).print(table)
+        print(count, file=file)
 
 
 def _cell(value: object) -> str:
@@ -215,16 +537,28 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m archive_pipeline.query",
-        description="Ask the archived audit logs: one SELECT of DuckDB SQL over the view audit_logs.",
-        epilog="example: python -m archive_pipeline.query --from 2025-01 --to 2025-03 "
-        "\"SELECT action, count(*) FROM audit_logs WHERE tenant_id = '…' GROUP BY ALL ORDER BY 2 DESC\"",
+        description="Ask the archived audit logs: one SELECT of DuckDB SQL over the view audit_logs, run by DuckDB "
+        "here or by Athena. What it read and what Athena charges for that is told on standard error.",
+        epilog="example: python -m archive_pipeline.query --tenant … --from 2025-01 --to 2025-03 "
+        '"SELECT action, count(*) FROM audit_logs GROUP BY ALL ORDER BY 2 DESC"',
     )
     parser.add_argument("sql", help="one SELECT; columns year and month are the archive's months")
+    parser.add_argument(
+        "--engine", choices=("duckdb", "athena"), help="default: athena where ARCHIVE_ATHENA_WORKGROUP is set"
+    )
+    parser.add_argument("--tenant", metavar="ID", help="read only this tenant's rows")
     parser.add_argument("--from", dest="first", metavar="YYYY-MM", help="read nothing earlier than this month")
     parser.add_argument("--to", dest="last", metavar="YYYY-MM", help="read nothing later than this month")
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="json is one object a line")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json", "parquet"), default="table", help="json is one object a line"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write there; parquet needs it")
     options = parser.parse_args(list(arguments) if arguments is not None else None)
-    _print(query(options.sql, first=options.first, last=options.last), options.format)
+    if options.format == "parquet" and options.output is None:
+        raise UserError("--format parquet writes a file; name it with --output FILE")
+    answer = ask(options.sql, first=options.first, last=options.last, tenant=options.tenant, engine=options.engine)
+    _write(answer.frame, options.format, options.output)
+    print(answer.summary, file=sys.stderr)
     return 0
 
 
