@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,6 +105,7 @@ def test_the_bounds_are_read_the_same_in_every_session_and_the_session_keeps_its
     owner.execute("SET DateStyle = 'SQL, DMY'")
     with owner.transaction():
         assert bounds(owner) == before
+        assert {to_at.utcoffset() for _, to_at in bounds(owner)} == {timedelta()}
         assert one(owner, "SHOW TimeZone") == "Asia/Tokyo"
         assert one(owner, "SHOW DateStyle") == "SQL, DMY"
 
@@ -263,18 +265,16 @@ def test_a_lock_that_is_not_to_be_had_is_waited_for_with_pauses_and_then_named(
 
 
 def test_two_runs_at_a_time_make_each_month_once(owner: Connection, database: Database) -> None:
-    barrier, made = threading.Barrier(4), list[str]()
+    barrier = threading.Barrier(4)
 
-    def run() -> None:
+    def run() -> list[str]:
         with psycopg.connect(database.owner_dsn, autocommit=True) as connection:
             barrier.wait()
-            made.extend(make(connection, ahead=5))
+            return make(connection, ahead=5)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(run) for _ in range(4)]
+    made = [name for each in runs for name in each.result()]
     assert sorted(made) == [str(each) for each in partitions_of(owner, TABLE)]
     assert len(made) == 6
 
