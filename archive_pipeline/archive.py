@@ -1,92 +1,60 @@
 """Archive one month: from the rows in Postgres to a published, verified manifest.
 
-Belongs here: the order of the steps and what a failure between two of them leaves behind. Does not: the steps
-themselves, each has its own module; nothing here ever writes to the source table.
+Belongs here: the order of the steps and what a failure between two of them leaves behind, the rows that come late. Does
+not: the steps themselves, each has its own module; nothing here ever writes to the source table.
 
 ::
 
-    lease -> snapshot -> digest in Postgres -> parts on local disk -> digest of the parts must be equal
-          -> PUT each part (If-None-Match, SHA-256) -> read every part back, digest again
-          -> manifest -> ledger -> catalog
+    lease -> snapshot -> rows over parallel connections, each with the MD5 that Postgres computed of it
+          -> clusters on local disk -> sorted parts -> DuckDB's digest of the parts must be Postgres'
+          -> PUT each part (If-None-Match, SHA-256) -> read every byte back
+          -> salts, manifest, signed link of the chain -> ledger -> catalog
 
-The manifest is the commit. Whatever a dead run left before it is noted in ``archive.uploads`` and removed by the next
-run; whatever is missing after it is derived from the manifest. So a run can be repeated at any time, and the bucket
-ends with one copy of every row.
+The manifest is the commit. A run can be repeated at any time, and the bucket ends with one copy of every row. A month
+that is archived already is compared with Postgres; rows that came since are archived as a further generation.
 """
 
-import errno
+import hashlib
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pyarrow as pa
+
 from archive_pipeline import manifest as manifests
+from archive_pipeline import merkle, publication
 from archive_pipeline.catalog import publish_catalog
-from archive_pipeline.columns import Column
+from archive_pipeline.clustering import Cluster, Clusters, boundaries_of, sorted_groups
+from archive_pipeline.columns import Column, discover
 from archive_pipeline.digest import Digest, ParquetReader
-from archive_pipeline.errors import CatalogError, FencedError, ObjectConflictError, VerificationError
+from archive_pipeline.errors import CatalogError, FencedError, SourceLostError, VerificationError
+from archive_pipeline.late import Comparison, compare
 from archive_pipeline.ledger import Lease, lease
-from archive_pipeline.manifest import Layout, Manifest, Part, Published
+from archive_pipeline.manifest import Manifest, ManifestKind, Published, Source
+from archive_pipeline.merkle import Seeds
 from archive_pipeline.months import Month, epoch_us
-from archive_pipeline.objects import ArchiveBucket
-from archive_pipeline.parts import LocalPart, PartSize, write_parts
-from archive_pipeline.snapshot import BATCH_BYTES, Snapshot, SourceTable, require_closed, take
-from scaling.databases import Shard
+from archive_pipeline.parts import LocalPart, stored_table, write_part
+from archive_pipeline.publication import Encoded, Step, Target
+from archive_pipeline.snapshot import Snapshot, SourceTable, caught_up_replica, require_closed, take
+from scaling.databases import Lsn, Shard
 from scaling.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DISTRIBUTION = "tenant-calendar-and-audit-pipeline"
-
-
-class Step(StrEnum):
-    """How far an attempt has come."""
-
-    LEASED = "lease taken"
-    SNAPSHOT = "snapshot taken and digested"
-    EXTRACTED = "rows written to local parts"
-    MATCHED = "local parts match Postgres"
-    UPLOADED = "part uploaded"
-    READ_BACK = "parts read back from S3"
-    MANIFEST = "manifest written"
-    RECORDED = "month recorded"
+__all__ = ["MonthReport", "Outcome", "Step", "Target", "archive_month"]
 
 
 class Outcome(StrEnum):
     """What an attempt did."""
 
     ARCHIVED = "archived"
+    LATE = "late rows archived"
     UNCHANGED = "unchanged"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is archived and where it goes.
-
-    Attributes:
-        table: the source.
-        bucket: the destination.
-        layout: where the archive lies in it.
-        grace: how long after its end a month is closed.
-        part_size: when row groups and parts end.
-        batch_bytes: of rows read at once.
-        scratch: directory for the local parts, which need the month's compressed size; None is the system's.
-    """
-
-    table: SourceTable
-    bucket: ArchiveBucket
-    layout: Layout
-    grace: timedelta
-    part_size: PartSize = field(default_factory=PartSize)
-    batch_bytes: int = BATCH_BYTES
-    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +71,10 @@ class MonthReport:
         strangers: keys under the month's prefix that no manifest lists; Athena reads them as data.
         damaged: listed keys whose object is missing or holds other bytes.
         postgres_bytes: estimate of what the month occupies in Postgres, None without statistics.
+        late_rows: that were archived this time because they came after the month was archived.
+        changed_rows: that have other content in Postgres than in the archive, which keeps what it has.
+        missing_rows: that the archive holds and Postgres does not.
+        pruned: whether the month's rows were dropped from Postgres, so that missing ones are no finding.
         seconds: the attempt took.
     """
 
@@ -115,6 +87,10 @@ class MonthReport:
     strangers: tuple[str, ...]
     damaged: tuple[str, ...]
     postgres_bytes: int | None
+    late_rows: int = 0
+    changed_rows: int = 0
+    missing_rows: int = 0
+    pruned: bool = False
     seconds: float = 0.0
 
     @property
@@ -123,14 +99,14 @@ class MonthReport:
         return self.found.manifest
 
     @property
-    def late_rows(self) -> int:
-        """Rows that came to Postgres after the month was archived; negative when rows were deleted there."""
-        return self.source.rows - self.manifest.digest.rows
-
-    @property
     def source_changed(self) -> str:
-        """How Postgres differs from the archive, in words; empty when it does not."""
-        return self.source.difference(self.manifest.digest)
+        """How Postgres contradicts the archive, in words; empty when it does not."""
+        findings = []
+        if self.changed_rows:
+            findings.append(f"{self.changed_rows:,} row(s) with other content")
+        if self.missing_rows and not self.pruned:
+            findings.append(f"{self.missing_rows:,} row(s) less")
+        return " and ".join(findings)
 
     @property
     def bounds_inside_month(self) -> bool:
@@ -140,25 +116,41 @@ class MonthReport:
         return (first is None or first >= epoch_us(month.start)) and (last is None or last < epoch_us(month.end))
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the steps of one attempt share."""
+
+    shard: Shard
+    target: Target
+    month: Month
+    relation: SourceTable
+    held: Lease
+    on_step: Callable[[Step], None]
+
+
 def archive_month(
     shard: Shard,
     target: Target,
     month: Month,
     *,
+    relation: SourceTable | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> MonthReport:
-    """Archive one month of one database, or verify it when it is archived already.
+    """Archive one month of one database; an archived one is verified, and rows that came since are archived too.
 
     Args:
         shard: the database.
         target: what is archived and where it goes.
         month: to be archived.
+        relation: the table the month's rows are in, where it is not the archived table itself: a detached partition. It
+            need not hold the rows that are archived already.
         on_step: told after each step.
         clock: seconds, for the duration.
 
     Returns:
-        The report. An archived month whose rows have changed in Postgres since is left as it is; the report says so.
+        The report. Rows that were changed or deleted in Postgres after they were archived are left as they are in the
+        archive; the report says so.
 
     Raises:
         MonthBusyError: another run is at it.
@@ -169,15 +161,13 @@ def archive_month(
     """
     began = clock()
     with shard.transaction() as connection:
-        require_closed(connection, month, target.grace)
+        written = require_closed(connection, month, target.grace)
     with lease(shard, target.table, month) as held:
         on_step(Step.LEASED)
+        work = _Work(shard, target, month, relation or target.table, held, on_step)
         try:
             found = _published(target, month, shard)
-            if found is None:
-                report = _archive(shard, target, month, held, on_step)
-            else:
-                report = _verify(shard, target, month, held, found)
+            report = _archive(work, written) if found is None else _compare(work, found)
             on_step(Step.RECORDED)
             _publish_catalog(target)
         except FencedError:
@@ -189,172 +179,251 @@ def archive_month(
     return replace(report, seconds=clock() - began)
 
 
-def _archive(shard: Shard, target: Target, month: Month, held: Lease, on_step: Callable[[Step], None]) -> MonthReport:
-    with _scratch(target) as directory, ParquetReader(directory) as reader:
-        with take(shard, target.table, month) as snapshot:
-            columns = snapshot.columns()
-            source = snapshot.digest(columns)
-            postgres_bytes = snapshot.bytes_estimate(source.rows)
-            on_step(Step.SNAPSHOT)
-            files = _extract(snapshot, columns, target, month, shard, source, directory)
-            on_step(Step.EXTRACTED)
-            digests = _require_equal(snapshot, reader, columns, files, source, month)
-            on_step(Step.MATCHED)
-        parts = [
-            Part(target.layout.part(month, shard.name, 1, file.number, file.sha256), file.size, file.sha256, digest)
-            for file, digest in zip(files, digests, strict=True)
-        ]
-        _remove_leftovers(target, held, keep={part.key for part in parts})
+def _archive(work: _Work, written: Lsn) -> MonthReport:
+    replica = caught_up_replica(work.shard, written)
+    if replica is not None:
         try:
-            for part, file in zip(parts, files, strict=True):
-                held.record_upload(part.key, part.sha256, part.size)
-                target.bucket.put_file(part.key, file.path, part.sha256)
-                file.path.unlink()
-                on_step(Step.UPLOADED)
-            stored = _read_back(parts, columns, target, month, directory, reader)
-        except FencedError:
-            raise  # the objects may be the other run's by now
-        except Exception:
-            with suppress(FencedError, UserError):
-                _remove_leftovers(target, held)
-            raise
-    on_step(Step.READ_BACK)
+            return _first_generation(work, replica, "replica")
+        except SourceLostError:
+            # A replica cancels queries that stand in the way of replay; the primary does not.
+            logger.warning("the replica broke off while month %s was read; the primary is read", work.month.name)
+    return _first_generation(work, work.shard, "primary")
 
+
+def _first_generation(work: _Work, source: Shard, read_from: Source) -> MonthReport:
+    target = work.target
+    with publication.scratch(target) as directory:
+        with take(source, work.relation, work.month) as snapshot:
+            columns = snapshot.columns()
+            work.on_step(Step.SNAPSHOT)
+            encoded, digest, size = _encode(work, snapshot, columns, directory, generation=1)
+        work.on_step(Step.MATCHED)
+        found, stored = _publish(work, columns, encoded, snapshot.lsn, digest.rows, read_from=read_from)
+    return _report(work, Outcome.ARCHIVED, found, digest, stored, size)
+
+
+def _compare(work: _Work, found: Published) -> MonthReport:
+    """Compare an archived month with Postgres, and archive what came since."""
+    target, manifest = work.target, found.manifest
+    _require_comparable(work, manifest)
+    pruned = work.held.pruned()
+    damaged = tuple(p.key for p in manifest.parts if not target.bucket.holds(p.key, p.size, p.sha256, p.version_id))
+    if damaged:
+        logger.error("month %s: %d archived object(s) are missing or altered", work.month.name, len(damaged))
+    publication.link(target, work.held, found)
+    late = Comparison()
+    outcome, stored = Outcome.UNCHANGED, manifest.digest
+    with publication.scratch(target) as directory, take(work.shard, work.relation, work.month) as snapshot:
+        source = snapshot.digest(manifest.columns)
+        size = snapshot.extent(manifest.columns).size
+        work.held.record_published(found, source.rows)
+        if source.difference(manifest.digest) and not (pruned and source.rows == 0) and not damaged:
+            late = compare(snapshot, manifest, target.bucket, directory)
+        if late.ids:
+            _require_no_new_columns(work, snapshot, manifest, late.ids)
+            encoded, _, _ = _encode(
+                work, snapshot, manifest.columns, directory, generation=manifest.generation + 1, ids=late.ids
+            )
+            work.on_step(Step.MATCHED)
+            found, new = _publish(
+                work, manifest.columns, encoded, snapshot.lsn, source.rows, read_from="primary", before=found
+            )
+            outcome, stored = Outcome.LATE, manifest.digest + new
+        else:
+            publication.remove_leftovers(target, work.held, work.month, forget=True)
+    report = _report(work, outcome, found, source, stored, size)
+    return replace(
+        report,
+        damaged=damaged,
+        late_rows=len(late.ids),
+        changed_rows=late.changed,
+        missing_rows=late.missing,
+        pruned=pruned or work.relation != target.table,
+    )
+
+
+def _encode(
+    work: _Work,
+    snapshot: Snapshot,
+    columns: Sequence[Column],
+    directory: Path,
+    *,
+    generation: int,
+    ids: Sequence[str] | None = None,
+) -> tuple[list[Encoded], Digest, int]:
+    """Bring rows from the snapshot into verified local parts.
+
+    Returns:
+        The parts, what Postgres says they hold, and an estimate of what the month occupies in Postgres.
+    """
+    target = work.target
+    extent = snapshot.extent(columns)
+    limit = target.part_size.row_group_bytes
+    spill = directory / "clusters"
+    spill.mkdir()
+    clusters = Clusters(
+        spill, columns, boundaries_of(extent.sample, -(-extent.row_bytes // limit)) if ids is None else ()
+    )
+    source = snapshot.extract(
+        columns, extent, clusters.add, parallelism=target.parallelism, batch_bytes=target.batch_bytes, ids=ids
+    )
+    divided = _divide(clusters.close(), target)
+    metadata = {
+        "archive.table": str(target.table),
+        "archive.shard": work.shard.name,
+        "archive.month": work.month.name,
+        "archive.time_zone": work.month.zone,
+        "archive.generation": str(generation),
+        "archive.schema_sha256": manifests.schema_sha256(columns),
+    }
+
+    def write(number: int) -> LocalPart:
+        def tables() -> Iterator[pa.Table]:
+            for cluster in divided[number]:
+                for batch in sorted_groups(cluster, columns, limit):
+                    yield stored_table(columns, batch)
+
+        return write_part(tables(), columns, directory / f"{number:05}.parquet", metadata)
+
+    def verify(file: LocalPart) -> Encoded:
+        seeds = Seeds.fresh(file.rows)
+        with ParquetReader(directory) as reader:
+            found = reader.verify(columns, file.path, seeds)
+        if found.wrongly_rounded:
+            finding = "a readable time is not its exact time rounded down"
+            raise VerificationError(work.month.name, finding, sorted(found.wrongly_rounded))
+        return Encoded(file, found.digest, found.merkle_root, seeds)
+
+    with ThreadPoolExecutor(target.parallelism, thread_name_prefix="encode") as pool:
+        files = list(pool.map(write, range(len(divided))))
+        work.on_step(Step.EXTRACTED)
+        encoded = list(pool.map(verify, files))
+    if finding := sum((each.digest for each in encoded), Digest()).difference(source):
+        raise VerificationError(
+            work.month.name, f"Parquet holds {finding}", _differing(snapshot, columns, encoded, directory, ids)
+        )
+    return encoded, source, extent.size
+
+
+def _divide(clusters: Sequence[Cluster], target: Target) -> list[list[Cluster]]:
+    """Clusters in order, a part's worth each."""
+    total = sum(cluster.size for cluster in clusters)
+    wanted = -(-total // target.part_size.parts(total, target.parallelism)) if total else 1
+    parts: list[list[Cluster]] = []
+    size = wanted
+    for cluster in clusters:
+        if size >= wanted:
+            parts.append([])
+            size = 0
+        parts[-1].append(cluster)
+        size += cluster.size
+    return parts
+
+
+def _differing(
+    snapshot: Snapshot, columns: Sequence[Column], encoded: Sequence[Encoded], directory: Path, ids: object
+) -> list[str]:
+    """The columns to blame; none when even the ids differ, because then rows do, or when only late rows were read."""
+    if ids is not None:
+        return []
+    with ParquetReader(directory) as reader:
+        here = reader.column_digests(columns, [each.file.path for each in encoded])
+    there = snapshot.column_digests(columns)
+    differing = [column.source for column, a, b in zip(columns, here, there, strict=True) if a != b]
+    return [] if "id" in differing else differing
+
+
+def _publish(
+    work: _Work,
+    columns: Sequence[Column],
+    encoded: Sequence[Encoded],
+    lsn: Lsn,
+    source_rows: int,
+    *,
+    read_from: Source,
+    before: Published | None = None,
+) -> tuple[Published, Digest]:
+    target, held = work.target, work.held
+    generation = before.manifest.generation + 1 if before else 1
+    first = len(before.manifest.parts) if before else 0
+    kind: ManifestKind = "late" if before else "archive"
+    keys = {
+        target.layout.part(work.month, work.shard.name, generation, first + number, each.file.sha256)
+        for number, each in enumerate(encoded)
+    }
+    publication.remove_leftovers(target, held, work.month, keep=keys)
+    with publication.undone(target, held, work.month):
+        parts = publication.upload(
+            target,
+            held,
+            work.month,
+            work.shard.name,
+            encoded,
+            generation=generation,
+            first_number=first,
+            on_step=work.on_step,
+        )
+        stored = publication.read_back(target, work.month, parts)
+    work.on_step(Step.READ_BACK)
+    seeds = [each.seeds for each in encoded]
+    if before and before.manifest.parts:
+        key = target.layout.salts(work.month, work.shard.name, before.manifest.generation)
+        seeds = [*merkle.salts_from_bytes(target.bucket.read(key)), *seeds]
+    salts = merkle.salts_to_bytes(seeds) if seeds else None
     manifest = Manifest(
         table=str(target.table),
-        shard=shard.name,
-        month=month,
-        generation=1,
-        snapshot_lsn=snapshot.lsn,
+        shard=work.shard.name,
+        month=work.month,
+        generation=generation,
+        snapshot_lsn=lsn,
         created_at=held.clock(),
-        created_by=_created_by(),
-        columns=columns,
-        parts=tuple(parts),
+        created_by=publication.created_by(),
+        columns=tuple(columns),
+        parts=(*(before.manifest.parts if before else ()), *parts),
+        kind=kind,
+        read_from=read_from,
+        supersedes=before.sha256 if before else None,
+        salts_sha256=hashlib.sha256(salts).hexdigest() if salts is not None else None,
     )
-    found = _publish(target, manifest, held)
-    on_step(Step.MANIFEST)
-    held.record_published(found, source.rows)
+    found = publication.publish(target, held, manifest, salts=salts, source_rows=source_rows, on_step=work.on_step)
+    return found, stored
+
+
+def _report(work: _Work, outcome: Outcome, found: Published, source: Digest, stored: Digest, size: int) -> MonthReport:
     return MonthReport(
-        outcome=Outcome.ARCHIVED,
-        bucket=target.bucket.name,
-        prefix=f"{target.layout.data}{month.path}",
+        outcome=outcome,
+        bucket=work.target.bucket.name,
+        prefix=f"{work.target.layout.data}{work.month.path}",
         found=found,
         source=source,
         stored=stored,
-        strangers=_strangers(target, month, shard),
+        strangers=_strangers(work.target, work.month, work.shard),
         damaged=(),
-        postgres_bytes=postgres_bytes,
+        postgres_bytes=size or None,
     )
 
 
-def _verify(shard: Shard, target: Target, month: Month, held: Lease, found: Published) -> MonthReport:
-    manifest = found.manifest
-    with take(shard, target.table, month) as snapshot:
-        present = {column.source: column.postgres_type for column in snapshot.columns()}
-        for column in manifest.columns:
-            if present.get(column.source) != column.postgres_type:
-                raise UserError(
-                    f"column {column.source} of {target.table} was {column.postgres_type} when month {month.name} was "
-                    f"archived and is {present.get(column.source, 'gone')} now, so the two cannot be compared; "
-                    "the archive is untouched"
-                )
-        source = snapshot.digest(manifest.columns)
-        postgres_bytes = snapshot.bytes_estimate(source.rows)
-    damaged = tuple(part.key for part in manifest.parts if not target.bucket.holds(part.key, part.size, part.sha256))
-    held.record_published(found, source.rows)
-    if damaged:
-        logger.error("month %s: %d archived object(s) are missing or altered", month.name, len(damaged))
-    _remove_leftovers(target, held)
-    return MonthReport(
-        outcome=Outcome.UNCHANGED,
-        bucket=target.bucket.name,
-        prefix=f"{target.layout.data}{month.path}",
-        found=found,
-        source=source,
-        stored=manifest.digest,
-        strangers=_strangers(target, month, shard),
-        damaged=damaged,
-        postgres_bytes=postgres_bytes,
-    )
+def _require_comparable(work: _Work, manifest: Manifest) -> None:
+    with work.shard.transaction() as connection:
+        present = {c.source: c.postgres_type for c in discover(connection, work.relation.schema, work.relation.name)}
+    for column in manifest.columns:
+        if present.get(column.source) != column.postgres_type:
+            raise UserError(
+                f"column {column.source} of {work.target.table} was {column.postgres_type} when month "
+                f"{work.month.name} was archived and is {present.get(column.source, 'gone')} now, so the two cannot be "
+                "compared; the archive is untouched"
+            )
 
 
-def _extract(
-    snapshot: Snapshot,
-    columns: Sequence[Column],
-    target: Target,
-    month: Month,
-    shard: Shard,
-    source: Digest,
-    directory: Path,
-) -> list[LocalPart]:
-    if source.rows == 0:
-        return []
-    metadata = {
-        "archive.table": str(target.table),
-        "archive.shard": shard.name,
-        "archive.month": month.name,
-        "archive.time_zone": month.zone,
-        "archive.generation": "1",
-        "archive.schema_sha256": manifests.schema_sha256(columns),
-    }
-    batches = snapshot.batches(columns, batch_bytes=target.batch_bytes)
-    return list(write_parts(batches, columns, directory, metadata, target.part_size))
-
-
-def _require_equal(
-    snapshot: Snapshot,
-    reader: ParquetReader,
-    columns: Sequence[Column],
-    parts: Sequence[LocalPart],
-    source: Digest,
-    month: Month,
-) -> list[Digest]:
-    digests = [reader.digest(columns, part.path) for part in parts]
-    if finding := sum(digests, Digest()).difference(source):
-        here = reader.column_digests(columns, [part.path for part in parts])
-        there = snapshot.column_digests(columns)
-        differing = [column.source for column, a, b in zip(columns, here, there, strict=True) if a != b]
-        # When even the ids differ, rows differ, and no column is to blame.
-        raise VerificationError(month.name, f"Parquet holds {finding}", [] if "id" in differing else differing)
-    rounded = sorted({name for part in parts for name in reader.wrongly_rounded(columns, part.path)})
-    if rounded:
-        raise VerificationError(month.name, "a readable time is not its exact time rounded down", rounded)
-    return digests
-
-
-def _read_back(
-    parts: Sequence[Part],
-    columns: Sequence[Column],
-    target: Target,
-    month: Month,
-    directory: Path,
-    reader: ParquetReader,
-) -> Digest:
-    total = Digest()
-    path = directory / "read-back.parquet"
-    for part in parts:
-        try:
-            sha256 = target.bucket.download(part.key, path)
-        except FileNotFoundError:
-            raise VerificationError(month.name, f"{part.key} vanished from the bucket") from None
-        if sha256 != part.sha256:
-            raise VerificationError(month.name, f"{part.key} came back from S3 with other bytes than were sent")
-        digest = reader.digest(columns, path)
-        if finding := digest.difference(part.digest):
-            raise VerificationError(month.name, f"{part.key} came back from S3 with {finding}")
-        total += digest
-    path.unlink(missing_ok=True)
-    return total
-
-
-def _publish(target: Target, manifest: Manifest, held: Lease) -> Published:
-    key = target.layout.manifest(manifest.month, manifest.shard, manifest.generation)
-    held.confirm()
-    try:
-        target.bucket.put_bytes(key, manifest.to_bytes(), content_type="application/json")
-    except ObjectConflictError:
-        raise FencedError(f"another run published month {manifest.month.name}") from None
-    return manifests.load(target.bucket, key)
+def _require_no_new_columns(work: _Work, snapshot: Snapshot, manifest: Manifest, ids: Sequence[str]) -> None:
+    known = {column.source for column in manifest.columns}
+    new = [column for column in snapshot.columns() if column.source not in known]
+    filled = snapshot.filled(new, ids)
+    if filled:
+        raise UserError(
+            f"late rows of month {work.month.name} hold values in {', '.join(filled)}, which the archived month does "
+            "not have; they stay in Postgres; set these values to NULL there, or keep the rows"
+        )
 
 
 def _publish_catalog(target: Target) -> None:
@@ -378,19 +447,10 @@ def _published(target: Target, month: Month, shard: Shard) -> Published | None:
     return max(mine, key=lambda each: each.manifest.generation, default=None)
 
 
-def _remove_leftovers(target: Target, held: Lease, keep: Set[str] = frozenset()) -> None:
-    """Remove what unfinished attempts put under the prefix; their notes say which objects that can be."""
-    for key in held.uploads():
-        if key not in keep:
-            held.confirm()
-            target.bucket.delete(key)
-            held.forget_uploads([key])
-
-
 def _strangers(target: Target, month: Month, shard: Shard) -> tuple[str, ...]:
     listed = {
         part.key
-        for each in manifests.published(target.bucket, target.layout, month=month)
+        for each in manifests.newest(manifests.published(target.bucket, target.layout, month=month))
         for part in each.manifest.parts
     }
     prefix = f"{target.layout.data}{month.path}"
@@ -402,26 +462,3 @@ def _strangers(target: Target, month: Month, shard: Shard) -> tuple[str, ...]:
         for key in target.bucket.keys(prefix)
         if key not in listed and (key.startswith(mine) or not key.startswith(others))
     )
-
-
-@contextmanager
-def _scratch(target: Target) -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="archive-", dir=target.scratch))
-    try:
-        yield directory
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"the disk of {directory.parent} is full; a month needs its compressed size there; "
-            "set TMPDIR to a larger disk"
-        ) from None
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _created_by() -> str:
-    try:
-        return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
-    except PackageNotFoundError:
-        return DISTRIBUTION

@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
@@ -26,7 +27,20 @@ from scaling.databases import Connection
 from scaling.errors import UserError
 
 Kind = Literal[
-    "text", "integer", "bigint", "boolean", "float", "double", "bytes", "decimal", "json", "instant", "wall", "date"
+    "text",
+    "uuid",
+    "inet",
+    "integer",
+    "bigint",
+    "boolean",
+    "float",
+    "double",
+    "bytes",
+    "decimal",
+    "json",
+    "instant",
+    "wall",
+    "date",
 ]
 """A row of the type table; ``instant`` is a timestamptz, ``wall`` a timestamp without zone."""
 
@@ -52,9 +66,9 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 EXACT_US = f"""CASE WHEN isfinite({{c}}) THEN (extract(epoch FROM {{c}}) * 1000000)::bigint
- WHEN {{c}} > '2000-01-01' THEN {INT64_MAX} ELSE '{INT64_MIN}'::bigint END"""
+ WHEN {{c}} > '2000-01-01' THEN {INT64_MAX} WHEN {{c}} IS NOT NULL THEN '{INT64_MIN}'::bigint END"""
 EXACT_DAYS = f"""CASE WHEN isfinite({{c}}) THEN {{c}} - DATE '1970-01-01'
- WHEN {{c}} > '2000-01-01' THEN {INT32_MAX} ELSE '{INT32_MIN}'::integer END"""
+ WHEN {{c}} > '2000-01-01' THEN {INT32_MAX} WHEN {{c}} IS NOT NULL THEN '{INT32_MIN}'::integer END"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +81,33 @@ class Encoding:
         read: SQL that reads the column ``{c}``; NULL stays NULL.
         postgres_text: SQL text of a read value ``{v}`` in Postgres.
         duckdb_text: SQL text of the stored value ``{v}`` in DuckDB.
+        bounded: the text is never empty and never holds ``|``, so it needs no length before it in the digest.
     """
 
     read: str
     postgres_text: str
     duckdb_text: str
+    bounded: bool = True
 
 
 ENCODINGS: dict[Kind, Encoding] = {
-    "text": Encoding("{c}::text", "{v}", "{v}"),
-    "integer": Encoding("{c}::integer", "{v}::text", "{v}::VARCHAR"),
-    "bigint": Encoding("{c}::bigint", "{v}::text", "{v}::VARCHAR"),
-    "boolean": Encoding("{c}", "{v}::text", "{v}::VARCHAR"),
+    "text": Encoding("{c}::text", "{v}", "{v}", bounded=False),
+    # A uuid travels as its 16 bytes: Postgres prints four of them a row slower than it reads the row.
+    "uuid": Encoding("{c}::uuid", "{v}", "{v}"),
+    "inet": Encoding("{c}::text", "{v}", "{v}"),
+    "integer": Encoding("{c}::integer", "{v}", "{v}"),
+    "bigint": Encoding("{c}::bigint", "{v}", "{v}"),
+    "boolean": Encoding("{c}", "{v}::text", "{v}"),
     # Engines print floats differently, so their bits are compared.
-    "float": Encoding("{c}", "('x' || encode(float4send({v}), 'hex'))::bit(32)::text", "{v}::BIT::VARCHAR"),
-    "double": Encoding("{c}", "('x' || encode(float8send({v}), 'hex'))::bit(64)::text", "{v}::BIT::VARCHAR"),
-    "bytes": Encoding("{c}", "encode({v}, 'hex')", "lower(hex({v}))"),
+    "float": Encoding("{c}", "('x' || encode(float4send({v}), 'hex'))::bit(32)", "{v}::BIT"),
+    "double": Encoding("{c}", "('x' || encode(float8send({v}), 'hex'))::bit(64)", "{v}::BIT"),
+    "bytes": Encoding("{c}", "encode({v}, 'hex')", "lower(hex({v}))", bounded=False),
     # ADBC reads numerics as text; DuckDB prints numeric(2,2) zero as '.00' where Postgres prints '0.00'.
     "decimal": Encoding("{c}::text", "{v}", r"regexp_replace({v}::VARCHAR, '^(-?)\.', '\10.')"),
-    "json": Encoding("to_json({c})::text", "{v}", "{v}"),
-    "instant": Encoding(EXACT_US, "{v}::text", "{v}::VARCHAR"),
-    "wall": Encoding(EXACT_US, "{v}::text", "{v}::VARCHAR"),
-    "date": Encoding(EXACT_DAYS, "{v}::text", "{v}::VARCHAR"),
+    "json": Encoding("to_json({c})::text", "{v}", "{v}", bounded=False),
+    "instant": Encoding(EXACT_US, "{v}", "{v}"),
+    "wall": Encoding(EXACT_US, "{v}", "{v}"),
+    "date": Encoding(EXACT_DAYS, "{v}", "{v}"),
 }
 
 
@@ -171,8 +190,32 @@ def stored(columns: Sequence[Column], batch: pa.RecordBatch) -> pa.RecordBatch:
     for column, array in zip(columns, batch.columns, strict=True):
         if column.readable is not None:
             arrays.append(_readable(column, array))
-        arrays.append(array.cast(column.exact.arrow))
+        arrays.append(_uuid_text(array) if column.kind == "uuid" else array.cast(column.exact.arrow))
     return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(columns))
+
+
+UUID_BYTES = 16
+# Where a byte's two digits go in the 36 characters, and the dashes between.
+DIGIT_PAIRS = np.frombuffer(bytes(range(256)).hex().encode(), dtype=np.uint16)
+PAIRS_BEFORE_DASH = (4, 6, 8, 10)
+
+
+def _uuid_text(array: pa.Array) -> pa.Array:
+    """Print uuids as Postgres does; as one table look-up, 30 times faster than a cast for each."""
+    storage = array.storage if isinstance(array, pa.ExtensionArray) else array
+    rows = len(storage)
+    offset = storage.offset * UUID_BYTES
+    raw = np.frombuffer(storage.buffers()[1] or b"", dtype=np.uint8, count=rows * UUID_BYTES, offset=offset)
+    digits = DIGIT_PAIRS[raw].view(np.uint8).reshape(rows, 2 * UUID_BYTES)
+    text = np.full((rows, 36), ord("-"), dtype=np.uint8)
+    start = 0
+    for number, end in enumerate((*PAIRS_BEFORE_DASH, UUID_BYTES)):
+        text[:, 2 * start + number : 2 * end + number] = digits[:, 2 * start : 2 * end]
+        start = end
+    offsets = np.arange(rows + 1, dtype=np.int32) * 36
+    valid = storage.is_valid()
+    buffers = [valid.buffers()[1] if storage.null_count else None, pa.py_buffer(offsets), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.string(), rows, buffers, storage.null_count)
 
 
 def _readable(column: Column, exact: pa.Array) -> pa.Array:
@@ -297,6 +340,10 @@ def _column(source: str, name: str, declared: str, base: str, modifier: int, tak
             return one("bytes", "binary")
         case "array":
             return one("json", "string")
+        case "uuid":
+            return one("uuid", "string")
+        case "inet" | "cidr":
+            return one("inet", "string")
         case "numeric" if modifier != -1:
             # src/backend/utils/adt/numeric.c: the typmod packs precision and an 11-bit signed scale.
             precision, scale = (modifier - 4) >> 16 & 0xFFFF, (((modifier - 4) & 0x7FF) ^ 1024) - 1024

@@ -1,33 +1,46 @@
 """The digest that Postgres and DuckDB compute over the same rows and must agree on.
 
-Belongs here: the row encoding, the two SQL texts, running DuckDB's, and what a disagreement is about.
+Belongs here: the row's text, the SQL of both engines, running DuckDB's, and what a disagreement is about.
 Does not: deciding what happens then (`archive_pipeline.archive`).
 
-A row becomes text: for each column ``<length in bytes>:<value>``, or ``-`` for NULL, so that no two different rows
-read alike and NULL differs from the empty string. The digest is the number of rows and the sum of 60 bits of each
-row's MD5. A sum does not depend on order, needs no sort on either side, and adds up over parts; a duplicated row
-together with a lost one changes it. It catches accidents; malice is the business of the SHA-256 in the manifest.
+A row becomes text that no other row reads like: values that are never empty and hold no ``|`` (numbers, uuids,
+addresses, times) are ended by one; others have their length in bytes before them. So NULL (nothing, or no length)
+differs from the empty string. The digest is the number of rows and the sum of 60 bits of each row's MD5. A sum does not
+depend on order, needs no sort on either side, and adds up over parts; a duplicated row together with a lost one changes
+it. It catches accidents; malice is the business of the signed SHA-256 and the Merkle root, whose leaves hash the same
+text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg import sql
 
+from archive_pipeline import merkle
 from archive_pipeline.columns import ENCODINGS, FIRST_DAY, FIRST_US, LAST_DAY, LAST_US, Column
+from archive_pipeline.merkle import ROWS_A_SEED, Seeds
 
-ALGORITHM = "sum60(md5(length-prefixed))/1"
+ALGORITHM = "sum60(md5(row text))/2"
 
-# concat() passes over NULL, and unlike a chain of || it copies a 100 MB value once. Postgres allows 100 arguments.
-COLUMNS_A_CALL = 50
+# Postgres allows 100 arguments, a column takes up to three.
+COLUMNS_A_CALL = 33
 
-# One thread holds one row group and its texts at a time, so a month of 100 MB documents passes in bounded memory;
-# at about 0.5 million rows a second it is still several times faster than the extraction before it.
+# One thread holds one row group and its texts at a time, so a month of 100 MB documents passes in bounded memory.
+# Parts are verified side by side, each by a reader of its own.
 DUCKDB_THREADS = 1
 DUCKDB_MEMORY = "1GB"
+
+LEAVES_A_CHUNK = 1 << 16
+
+NIBBLES = np.zeros(256, dtype=np.uint8)
+NIBBLES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = range(16)
+POWERS = np.array([1 << (4 * place) for place in range(7, -1, -1)], dtype=np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,52 @@ class Digest:
         if (self.min_us, self.max_us) != (other.min_us, other.max_us):
             return "the first or last created_at differs"
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a Parquet file was found to hold.
+
+    Attributes:
+        digest: of its rows.
+        merkle_root: over the leaf hashes of its rows in the order of the file.
+        wrongly_rounded: readable fields that are not their exact field rounded down; the digest covers the exact ones.
+    """
+
+    digest: Digest
+    merkle_root: bytes
+    wrongly_rounded: tuple[str, ...]
+
+
+def postgres_row_md5(columns: Sequence[Column]) -> sql.Composed:
+    """SQL for Postgres: MD5 of one row's text, over values named ``v0``, ``v1`` … as `Column.read` gives them.
+
+    Args:
+        columns: of the table.
+    """
+    return sql.SQL("md5({})").format(_postgres_text(range(len(columns)), columns))
+
+
+def digest_of_rows(md5: pa.StringArray, created_at_us: pa.Array) -> Digest:
+    """Add up rows whose MD5 Postgres computed.
+
+    Args:
+        md5: 32 hexadecimal digits of each row.
+        created_at_us: microseconds since 1970 of each row.
+
+    Returns:
+        The same digest as `postgres_digest` over these rows.
+    """
+    if not len(md5):
+        return Digest()
+    digits = np.frombuffer(md5.buffers()[2], dtype=np.uint8)[md5.offset * 32 :][: len(md5) * 32].reshape(-1, 32)
+    # 60 bits are 15 digits; a sum of 28 or 32 bits cannot overflow 64 within a batch.
+    nibbles = NIBBLES[digits[:, :15]].astype(np.uint64)
+    high = nibbles[:, :7] @ POWERS[-7:]
+    low = nibbles[:, 7:] @ POWERS
+    value = (int(high.sum()) << 32) + int(low.sum())
+    bounds = pc.min_max(created_at_us)
+    return Digest(len(md5), value, bounds["min"].as_py(), bounds["max"].as_py())
 
 
 def postgres_digest(columns: Sequence[Column], rows: sql.Composable) -> sql.Composed:
@@ -118,12 +177,14 @@ def _value(number: int) -> sql.Identifier:
 def _postgres_text(numbers: Sequence[int], columns: Sequence[Column]) -> sql.Composed:
     texts = []
     for number in numbers:
-        text = sql.SQL(ENCODINGS[columns[number].kind].postgres_text).format(v=_value(number))
-        texts.append(sql.SQL("coalesce(octet_length({t})::text || ':', '-'), {t}").format(t=text))
+        encoding = ENCODINGS[columns[number].kind]
+        text = sql.SQL(encoding.postgres_text).format(v=_value(number))
+        # concat() passes over NULL, and unlike a chain of || it copies a 100 MB value once.
+        form = "{t}, '|'" if encoding.bounded else "octet_length({t}), ':', {t}"
+        texts.append(sql.SQL(form).format(t=text))
     chunks = [texts[start : start + COLUMNS_A_CALL] for start in range(0, len(texts), COLUMNS_A_CALL)]
-    return sql.SQL("concat({})").format(
-        sql.SQL(", ").join(sql.SQL("concat({})").format(sql.SQL(", ").join(chunk)) for chunk in chunks)
-    )
+    calls = [sql.SQL("concat({})").format(sql.SQL(", ").join(chunk)) for chunk in chunks]
+    return calls[0] if len(calls) == 1 else sql.SQL("concat({})").format(sql.SQL(", ").join(calls))
 
 
 def _bits(text: sql.Composable) -> sql.Composed:
@@ -157,12 +218,13 @@ class ParquetReader:
     def __exit__(self, *_: object) -> None:
         self._duckdb.close()
 
-    def digest(self, columns: Sequence[Column], file: Path) -> Digest:
+    def digest(self, columns: Sequence[Column], file: Path, where: tuple[str, str] | None = None) -> Digest:
         """Compute the digest of one file from its exact fields.
 
         Args:
             columns: of the table.
             file: Parquet.
+            where: stored name and text of a field, of rows that alone are digested; None digests every row.
 
         Returns:
             The digest.
@@ -172,9 +234,151 @@ class ParquetReader:
             f"SELECT count(*), coalesce(sum({_duckdb_bits(columns)}), 0)::VARCHAR, min({us}), max({us}) "  # noqa: S608
             "FROM read_parquet($file)"
         )
-        row = self._duckdb.execute(query, {"file": str(file)}).fetchone()
+        values = {"file": str(file)}
+        if where is not None:
+            query += f" WHERE {_quoted(where[0])}::VARCHAR = $value"
+            values["value"] = where[1]
+        row = self._duckdb.cursor().execute(query, values).fetchone()
         assert row is not None  # noqa: S101 - an aggregate has one row
         return Digest(row[0], int(row[1]), row[2], row[3])
+
+    def verify(self, columns: Sequence[Column], file: Path, seeds: Seeds) -> Verified:
+        """Compute in one pass everything that a manifest says of a file's rows.
+
+        Args:
+            columns: of the table.
+            file: Parquet.
+            seeds: of the salts of its leaves.
+
+        Returns:
+            What the file holds.
+        """
+        rounded = [column for column in columns if column.readable is not None]
+        us = _quoted(next(column.exact.name for column in columns if column.source == "created_at"))
+        fields = [f"md5({_duckdb_text(columns)})", us, *map(_is_wrong, rounded)]
+        digest, roots, wrong = Digest(), [], np.zeros(len(rounded), dtype=np.int64)
+        for batch in self._leaves(columns, file, seeds, fields):
+            digest += digest_of_rows(batch.column(1), batch.column(2))
+            roots.append(merkle.root(_hashes(batch.column(0))))
+            wrong += [pc.sum(batch.column(3 + number)).as_py() or 0 for number in range(len(rounded))]
+        names = tuple(c.readable.name for c, count in zip(rounded, wrong, strict=True) if count and c.readable)
+        return Verified(digest, merkle.root(roots), names)
+
+    def leaves(self, columns: Sequence[Column], file: Path, seeds: Seeds) -> Iterator[list[bytes]]:
+        """Compute the leaf hashes of a file's rows, in the order of the file.
+
+        Args:
+            columns: of the table.
+            file: Parquet.
+            seeds: of the salts.
+
+        Yields:
+            Up to 65,536 hashes at a time.
+        """
+        for batch in self._leaves(columns, file, seeds, []):
+            yield _hashes(batch.column(0))
+
+    def row_digests(self, columns: Sequence[Column], file: Path) -> Iterator[pa.RecordBatch]:
+        """Read (id as text, MD5 of the row's text) of every row of a file.
+
+        Args:
+            columns: of the table.
+            file: Parquet.
+
+        Yields:
+            Batches of two arrays.
+        """
+        identity = columns[_identity(columns)]
+        text = ENCODINGS[identity.kind].duckdb_text.format(v=_quoted(identity.exact.name))
+        query = self._duckdb.cursor().sql(
+            f"SELECT {text}::VARCHAR, md5({_duckdb_text(columns)}) FROM read_parquet($file)",  # noqa: S608
+            params={"file": str(file)},
+        )
+        yield from query.to_arrow_reader(LEAVES_A_CHUNK)
+
+    def row_text(self, columns: Sequence[Column], file: Path, row: int) -> str:
+        """The text of one row, as the digest and its leaf hash it.
+
+        Args:
+            columns: of the table.
+            file: Parquet.
+            row: 0, 1, 2 … in the order of the file.
+
+        Raises:
+            IndexError: the file has no such row.
+        """
+        found = (
+            self._duckdb.cursor()
+            .execute(
+                f"SELECT {_duckdb_text(columns)} FROM read_parquet($file, file_row_number = true) "  # noqa: S608
+                "WHERE file_row_number = $row",
+                {"file": str(file), "row": row},
+            )
+            .fetchone()
+        )
+        if found is None:
+            raise IndexError(row)
+        return str(found[0])
+
+    def texts(self, columns: Sequence[Column], file: Path) -> Iterator[str]:
+        """The texts of all rows, as the digest and the leaves hash them, in the order of the file.
+
+        Args:
+            columns: of the table.
+            file: Parquet.
+        """
+        query = self._duckdb.cursor().sql(
+            f"SELECT {_duckdb_text(columns)} FROM read_parquet($file, file_row_number = true)",  # noqa: S608
+            params={"file": str(file)},
+        )
+        for batch in query.to_arrow_reader(TEXTS_A_CHUNK):
+            yield from batch.column(0).to_pylist()
+
+    def rows_where(self, field: str, value: str, file: Path) -> list[int]:
+        """Find rows by a stored field's text.
+
+        Args:
+            field: stored name.
+            value: its text.
+            file: Parquet.
+
+        Returns:
+            Row numbers, 0, 1, 2 … in the order of the file.
+        """
+        found = (
+            self._duckdb.cursor()
+            .execute(
+                f"SELECT file_row_number FROM read_parquet($file, file_row_number = true) "  # noqa: S608
+                f"WHERE {_quoted(field)}::VARCHAR = $value ORDER BY 1",
+                {"file": str(file), "value": value},
+            )
+            .fetchall()
+        )
+        return [row for (row,) in found]
+
+    def _leaves(
+        self, columns: Sequence[Column], file: Path, seeds: Seeds, further: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Leaf hashes in hexadecimal and further expressions, in the order of the file, a subtree's worth at a time."""
+        salt = f"substr(sha256(concat($seeds[file_row_number // {ROWS_A_SEED} + 1], ':', file_row_number)), 1, 32)"
+        expressions = ", ".join([f"sha256(concat(chr(0), {salt}, {_duckdb_text(columns)}))", *further])
+        query = self._duckdb.cursor().sql(
+            f"SELECT {expressions} "  # noqa: S608
+            "FROM read_parquet($file, file_row_number = true)",
+            params={"file": str(file), "seeds": seeds.in_hex()},
+        )
+        gathered: list[pa.RecordBatch] = []
+        for batch in query.to_arrow_reader(LEAVES_A_CHUNK):
+            start = 0
+            while start < batch.num_rows:
+                wanted = LEAVES_A_CHUNK - sum(each.num_rows for each in gathered)
+                gathered.append(batch.slice(start, wanted))
+                start += gathered[-1].num_rows
+                if sum(each.num_rows for each in gathered) == LEAVES_A_CHUNK:
+                    yield pa.concat_batches(gathered)
+                    gathered = []
+        if gathered:
+            yield pa.concat_batches(gathered)
 
     def column_digests(self, columns: Sequence[Column], files: Sequence[Path]) -> list[int]:
         """Compute one digest value for each column over (id, column), to tell which column differs.
@@ -190,10 +394,14 @@ class ParquetReader:
             return [0] * len(columns)
         identity = columns[_identity(columns)]
         sums = ", ".join(f"coalesce(sum({_duckdb_bits((identity, column))}), 0)::VARCHAR" for column in columns)
-        row = self._duckdb.execute(
-            f"SELECT {sums} FROM read_parquet($files)",  # noqa: S608
-            {"files": [str(file) for file in files]},
-        ).fetchone()
+        row = (
+            self._duckdb.cursor()
+            .execute(
+                f"SELECT {sums} FROM read_parquet($files)",  # noqa: S608
+                {"files": [str(file) for file in files]},
+            )
+            .fetchone()
+        )
         assert row is not None  # noqa: S101 - an aggregate has one row
         return [int(value) for value in row]
 
@@ -209,7 +417,7 @@ class ParquetReader:
         """
         checked = [column for column in columns if column.readable is not None]
         tests = ", ".join(f"count(*) FILTER (WHERE {_is_wrong(column)})" for column in checked)
-        row = self._duckdb.execute(f"SELECT {tests} FROM read_parquet($file)", {"file": str(file)}).fetchone()  # noqa: S608
+        row = self._duckdb.cursor().execute(f"SELECT {tests} FROM read_parquet($file)", {"file": str(file)}).fetchone()  # noqa: S608
         assert row is not None  # noqa: S101 - an aggregate has one row
         return [c.readable.name for c, wrong in zip(checked, row, strict=True) if wrong and c.readable is not None]
 
@@ -218,12 +426,25 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _duckdb_bits(columns: Sequence[Column]) -> str:
+def _hashes(digits: pa.StringArray) -> list[bytes]:
+    """Turn an array of 64 hexadecimal digits each into hashes."""
+    size = 2 * merkle.HASH_BYTES
+    text = digits.buffers()[2].slice(digits.offset * size, len(digits) * size).to_pybytes()
+    hashes = bytes.fromhex(text.decode())
+    return [hashes[at : at + merkle.HASH_BYTES] for at in range(0, len(hashes), merkle.HASH_BYTES)]
+
+
+def _duckdb_text(columns: Sequence[Column]) -> str:
     texts = []
     for column in columns:
-        text = ENCODINGS[column.kind].duckdb_text.format(v=_quoted(column.exact.name))
-        texts.append(f"coalesce(strlen({text})::VARCHAR || ':', '-'), {text}")
-    return f"('0x' || substr(md5(concat({', '.join(texts)})), 1, 15))::BIGINT"
+        encoding = ENCODINGS[column.kind]
+        text = encoding.duckdb_text.format(v=_quoted(column.exact.name))
+        texts.append(f"{text}, '|'" if encoding.bounded else f"strlen({text}), ':', {text}")
+    return f"concat({', '.join(texts)})"
+
+
+def _duckdb_bits(columns: Sequence[Column]) -> str:
+    return f"('0x' || substr(md5({_duckdb_text(columns)}), 1, 15))::BIGINT"
 
 
 def _is_wrong(column: Column) -> str:

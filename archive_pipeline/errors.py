@@ -103,3 +103,24 @@ class ChainError(UserError):
 
 class BucketUnprotectedError(UserError):
     """The bucket lacks what the settings require of it; nothing was written."""
+
+
+class ConversionRefusedError(UserError):
+    """The table cannot be partitioned as it is; nothing was changed.
+
+    Attributes:
+        blockers: one sentence each, with its remedy.
+    """
+
+    def __init__(self, table: str, blockers: Sequence[str]) -> None:
+        self.blockers = tuple(blockers)
+        listed = "; ".join(f"({number}) {each}" for number, each in enumerate(self.blockers, start=1))
+        super().__init__(f"{table} was not changed, it cannot be converted as it is: {listed}")
+
+
+class ConversionBusyError(UserError):
+    """Another conversion of the table is under way."""
+
+
+class ConversionError(UserError):
+    """A conversion or its rollback did not come about; the table is what it was before."""

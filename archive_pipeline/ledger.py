@@ -15,9 +15,11 @@ from datetime import datetime
 import psycopg
 from psycopg.rows import TupleRow
 
+from archive_pipeline.chain import Head
 from archive_pipeline.errors import FencedError, MonthBusyError
 from archive_pipeline.manifest import Published
 from archive_pipeline.months import Month
+from archive_pipeline.signing import Signer
 from archive_pipeline.snapshot import SourceTable
 from scaling.databases import Connection, Shard
 from scaling.errors import UserError
@@ -58,9 +60,32 @@ UPDATE archive.months
 SET state = 'archived', finished_at = clock_timestamp(), error = NULL, generation = %(generation)s, rows = %(rows)s,
     row_digest = %(row_digest)s, parts = %(parts)s, bytes = %(bytes)s, snapshot_lsn = %(snapshot_lsn)s::pg_lsn,
     manifest_key = %(manifest_key)s, manifest_sha256 = %(manifest_sha256)s, archived_at = %(archived_at)s,
-    verified_at = clock_timestamp(), source_rows = %(source_rows)s
+    verified_at = clock_timestamp(), source_rows = %(source_rows)s, read_from = %(read_from)s,
+    late_rows = late_rows + CASE WHEN %(kind)s = 'late' AND generation < %(generation)s THEN %(rows)s - rows ELSE 0 END,
+    erased_rows = erased_rows + CASE WHEN generation < %(generation)s THEN %(erased_rows)s ELSE 0 END
 WHERE {MINE}
 """  # noqa: S608 - constants only
+
+CHAIN_HEAD = """
+SELECT sequence, link_key, link_sha256, signature FROM archive.chain_heads
+WHERE source_table = %(source_table)s AND shard = %(shard)s
+"""
+
+# The chain only grows: whoever comes late with an older link changes nothing.
+PIN = """
+INSERT INTO archive.chain_heads AS h (source_table, shard, sequence, link_key, link_sha256, signature)
+VALUES (%(source_table)s, %(shard)s, %(sequence)s, %(link_key)s, %(link_sha256)s, %(signature)s)
+ON CONFLICT (source_table, shard) DO UPDATE
+SET sequence = excluded.sequence, link_key = excluded.link_key, link_sha256 = excluded.link_sha256,
+    signature = excluded.signature, pinned_at = clock_timestamp()
+WHERE h.sequence < excluded.sequence
+"""
+
+SIGNING_KEY = """
+INSERT INTO archive.signing_keys (fingerprint, algorithm, public_key, source)
+VALUES (%(fingerprint)s, 'RSASSA_PKCS1_V1_5_SHA_256', %(public_key)s, %(source)s)
+ON CONFLICT (fingerprint) DO UPDATE SET last_used_at = clock_timestamp()
+"""
 
 # A month whose manifest is published stays archived, whatever befalls a later look at it.
 RECORD_FAILED = f"""
@@ -136,8 +161,37 @@ class Lease:
                 manifest_sha256=found.sha256,
                 archived_at=manifest.created_at,
                 source_rows=source_rows,
+                read_from=manifest.read_from,
+                kind=manifest.kind,
+                erased_rows=manifest.erased_rows,
             )
             self.forget_uploads([part.key for part in manifest.parts])
+
+    def chain_head(self) -> Head | None:
+        """The newest link that is pinned; None before the first."""
+        row = self._execute(CHAIN_HEAD).fetchone()
+        return Head(*row) if row else None
+
+    def pin(self, head: Head) -> None:
+        """Pin the chain's newest link; an older one changes nothing.
+
+        Args:
+            head: the link.
+        """
+        self._execute(PIN, sequence=head.sequence, link_key=head.key, link_sha256=head.sha256, signature=head.signature)
+
+    def record_signing_key(self, signer: Signer) -> None:
+        """Note that a key signed.
+
+        Args:
+            signer: whose public key is kept.
+        """
+        self._execute(SIGNING_KEY, fingerprint=signer.fingerprint, public_key=signer.public_key, source=signer.source)
+
+    def pruned(self) -> bool:
+        """Whether the month's rows were dropped from Postgres."""
+        row = self._execute(f"SELECT pruned_at IS NOT NULL FROM archive.months WHERE {MINE}").fetchone()  # noqa: S608
+        return bool(row and row[0])
 
     def record_failed(self, error: str) -> None:
         """Record what stopped the attempt.

@@ -19,7 +19,7 @@ and a further part, an erasure the parts that replace others.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -348,6 +348,23 @@ def published(
         name = "-".join(re.findall(r"=(\d+)/", key))
         if (first is None or first <= name) and (last is None or name <= last):
             yield load(bucket, key)
+
+
+def newest(found: Iterable[Published]) -> list[Published]:
+    """Of each month and shard the newest generation, which lists all of its parts.
+
+    Args:
+        found: manifests in any order.
+
+    Returns:
+        One for each month and shard, in the order in which these first appear.
+    """
+    latest: dict[tuple[Month, str], Published] = {}
+    for each in found:
+        key = (each.manifest.month, each.manifest.shard)
+        if key not in latest or latest[key].manifest.generation < each.manifest.generation:
+            latest[key] = each
+    return list(latest.values())
 
 
 def schema_sha256(columns: Sequence[Column]) -> str:

@@ -194,8 +194,8 @@ class DatabaseRouter:
                 settings.database_url.get_secret_value(),
                 pool_size=settings.database_pool_size,
                 application_name=application_name,
-                owner_dsn=settings.database_owner_url and settings.database_owner_url.get_secret_value(),
-                replica_dsn=settings.database_replica_url and settings.database_replica_url.get_secret_value(),
+                owner_dsn=settings.database_owner_url.get_secret_value() if settings.database_owner_url else None,
+                replica_dsn=settings.database_replica_url.get_secret_value() if settings.database_replica_url else None,
             )
         )
 
