@@ -10,13 +10,17 @@ is judged by an `AssetCheckEvaluation`, which says itself which partition it is 
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from archive_pipeline.archive import MonthReport, Outcome
+from archive_pipeline.catalog import Finding as CatalogFinding
 from archive_pipeline.errors import VerificationError
+from archive_pipeline.evidence import AuditReport
 from archive_pipeline.months import Month
+from archive_pipeline.premade_months import MonthPartition
 
 # Known to be a preview in dagster 1.13, and pinned; the warning would show in every process that loads the definitions.
 warnings.filterwarnings(
@@ -24,6 +28,9 @@ warnings.filterwarnings(
 )
 
 ARCHIVE = dg.AssetKey("audit_log_archive")
+CATALOG = dg.AssetKey("audit_log_catalog")
+CHAIN = dg.AssetKey("audit_log_chain")
+PARTITIONS = dg.AssetKey("audit_logs_partitions")
 
 Shown = str | int | float | list[str] | dg.MetadataValue
 
@@ -33,6 +40,12 @@ BOUNDS_INSIDE_MONTH = "bounds_inside_month"
 OBJECTS_PRESENT = "objects_present"
 LATE_ROWS_ARCHIVED = "late_rows_archived"
 ROWS_UNCHANGED = "rows_unchanged"
+
+MONTHS_PREMADE = "months_premade"
+READS_AS_LISTED = "reads_as_listed"
+CHAIN_SOUND = "chain_sound"
+
+FINDINGS_SHOWN = 100
 
 BLOCKING = {
     ROWS_EQUAL: "As many rows were read back from S3 as the Postgres snapshot held.",
@@ -48,6 +61,25 @@ WARNING = {
     ROWS_UNCHANGED: "No archived row was changed in Postgres since, or deleted there but for a prune. The archive "
     "keeps what it was first given, whichever is right.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsState:
+    """The partitions of one database.
+
+    Attributes:
+        plain: that the table is not partitioned, in words; empty when it is.
+        made: in this run.
+        partitions: all of them.
+        months_left: after the present one.
+        findings: what somebody should act on.
+    """
+
+    plain: str = ""
+    made: tuple[MonthPartition, ...] = ()
+    partitions: tuple[MonthPartition, ...] = ()
+    months_left: int = 0
+    findings: tuple[str, ...] = ()
 
 
 def of_months(months: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
@@ -158,6 +190,122 @@ def failed(month: Month, error: VerificationError) -> dg.AssetCheckEvaluation:
         passed=False,
         description=str(error),
         metadata={"month": error.month, "finding": error.finding, "columns": list(error.columns)},
+    )
+
+
+def of_partitions() -> list[dg.AssetCheckSpec]:
+    """The checks of `audit_logs_partitions`; a failed one makes the run red, so that somebody hears of it."""
+    return [
+        dg.AssetCheckSpec(
+            MONTHS_PREMADE,
+            asset=PARTITIONS,
+            blocking=True,
+            description="There are partitions for the months to come, and no gap between them; Postgres refuses rows "
+            "for which there is none.",
+        ),
+    ]
+
+
+def partitions(states: Sequence[PartitionsState], ahead: int) -> Iterator[dg.AssetCheckResult]:
+    """The verdicts on the partitions.
+
+    Args:
+        states: one for each database.
+        ahead: how many months are kept ready.
+
+    Yields:
+        One for each check.
+    """
+    found = [finding for state in states for finding in state.findings]
+    yield dg.AssetCheckResult(
+        check_name=MONTHS_PREMADE,
+        passed=not found,
+        description="; ".join(found) or next((state.plain for state in states if state.plain), None),
+        metadata={"months_left": min(state.months_left for state in states), "months_wanted": ahead},
+    )
+
+
+def of_catalog() -> list[dg.AssetCheckSpec]:
+    """The check of `audit_log_catalog`."""
+    return [
+        dg.AssetCheckSpec(
+            READS_AS_LISTED,
+            asset=CATALOG,
+            description="Athena reads every object that the manifests list, with the columns that they have, and no "
+            "other object.",
+        )
+    ]
+
+
+def catalog(found: Sequence[CatalogFinding]) -> Iterator[dg.AssetCheckResult]:
+    """The verdict on what Athena reads.
+
+    Args:
+        found: what it would read wrongly, or not at all.
+
+    Yields:
+        One for each check.
+    """
+    yield dg.AssetCheckResult(
+        check_name=READS_AS_LISTED,
+        passed=not found,
+        description="; ".join(f"{each.subject} {each.sentence}" for each in found[:FINDINGS_SHOWN]) or None,
+        metadata={"findings": len(found)},
+    )
+
+
+def of_chain() -> list[dg.AssetCheckSpec]:
+    """The check of `audit_log_chain`; failed it makes the run red, so that somebody hears of it."""
+    return [
+        dg.AssetCheckSpec(
+            CHAIN_SOUND,
+            asset=CHAIN,
+            blocking=True,
+            description="Every link, manifest and object of the archive is what was published and signed, from the end "
+            "that Postgres pins to the first link; nothing was added.",
+        )
+    ]
+
+
+def chain(reports: Sequence[AuditReport]) -> Iterator[dg.AssetCheckResult]:
+    """The verdict on the chain.
+
+    Args:
+        reports: one for each database.
+
+    Yields:
+        One for each check.
+    """
+    found = [finding for report in reports for finding in report.findings]
+    months = sorted({finding.month for finding in found})
+    yield dg.AssetCheckResult(
+        check_name=CHAIN_SOUND,
+        passed=not found,
+        description=f"{len(found)} finding(s) in month {', '.join(months)}" if found else None,
+        metadata={
+            "findings": len(found),
+            "links": sum(report.links for report in reports),
+            **(
+                {
+                    "findings_table": dg.MetadataValue.table(
+                        [
+                            dg.TableRecord(
+                                {
+                                    "month": each.month,
+                                    "kind": str(each.kind),
+                                    "key": each.key,
+                                    "found": each.text,
+                                    "remedy": each.remedy,
+                                }
+                            )
+                            for each in found[:FINDINGS_SHOWN]
+                        ]
+                    )
+                }
+                if found
+                else {}
+            ),
+        },
     )
 
 

@@ -78,7 +78,7 @@ def verdicts(result: dg.ExecuteInProcessResult, month: Month = JANUARY) -> dict[
     return {
         each.check_name: each.passed
         for each in result.get_asset_check_evaluations()
-        if each.partition in (None, month.partition_key)
+        if (each.asset_key, each.partition) == (ARCHIVE, month.partition_key)
     }
 
 
