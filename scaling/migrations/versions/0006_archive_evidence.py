@@ -135,10 +135,15 @@ CREATE TABLE archive.erasures (
   requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   finished_at timestamptz,
   months integer NOT NULL DEFAULT 0,
-  rows bigint NOT NULL DEFAULT 0
+  rows bigint NOT NULL DEFAULT 0,
+  generations jsonb NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE archive.erasures IS
     'Requests to erase from the archive. Of the value a keyed hash is kept: a request must not keep what it erases.';
+COMMENT ON COLUMN archive.erasures.value_sha256 IS
+    'SHA-256 of id || '':'' || value in hexadecimal, so that a row can be recognised as erased and a list of rows cannot.';
+COMMENT ON COLUMN archive.erasures.generations IS
+    'By month, the generation and the rows of what was about to be published, noted before it was.';
 """
 
 DOWNGRADE = """
