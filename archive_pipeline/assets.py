@@ -17,7 +17,8 @@ from archive_pipeline.archive import MonthReport, Step, Target, archive_month
 from archive_pipeline.athena import Workgroup
 from archive_pipeline.catalog import Glue, apply_catalog, check_catalog, publish_catalog
 from archive_pipeline.checks import PartitionsState
-from archive_pipeline.errors import PartitionsError, VerificationError
+from archive_pipeline.conversion import conversion_state
+from archive_pipeline.errors import VerificationError
 from archive_pipeline.evidence import audit_shard
 from archive_pipeline.metadata import Metadata
 from archive_pipeline.months import Month
@@ -362,17 +363,15 @@ def _prune(shards: Sequence[Shard], target: Target, policy: Policy, month: Month
 
 def _partitions(shard: Shard, table: SourceTable, settings: ArchiveSourceSettings) -> PartitionsState:
     zone, ahead = settings.archive_time_zone, settings.archive_premade_months
-    with shard.transaction() as connection:
-        try:
-            months_left(connection, table, zone=zone)
-        except PartitionsError as error:
-            if partitions_of(connection, table):
-                raise
-            return PartitionsState(plain=str(error))
+    state = conversion_state(shard, table)
+    if not state.partitioned:
+        return PartitionsState(plain=True, conversion=state.finding or "")
     with shard.owner() as owner:
         made = premake(owner, table, settings.archive_partition_schema, zone, ahead)
     with shard.transaction() as connection:
         return PartitionsState(
+            plain=False,
+            conversion=state.finding or "",
             made=tuple(made),
             partitions=partitions_of(connection, table),
             months_left=months_left(connection, table, zone=zone),

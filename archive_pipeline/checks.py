@@ -31,6 +31,7 @@ ARCHIVE = dg.AssetKey("audit_log_archive")
 CATALOG = dg.AssetKey("audit_log_catalog")
 CHAIN = dg.AssetKey("audit_log_chain")
 PARTITIONS = dg.AssetKey("audit_logs_partitions")
+PRUNED = dg.AssetKey("audit_log_pruned")
 
 Shown = str | int | float | list[str] | dg.MetadataValue
 
@@ -42,10 +43,12 @@ LATE_ROWS_ARCHIVED = "late_rows_archived"
 ROWS_UNCHANGED = "rows_unchanged"
 
 MONTHS_PREMADE = "months_premade"
+NO_ABANDONED_CONVERSION = "no_abandoned_conversion"
 READS_AS_LISTED = "reads_as_listed"
 CHAIN_SOUND = "chain_sound"
 
 FINDINGS_SHOWN = 100
+PLAIN = "The table is plain, and takes rows of any month."
 
 BLOCKING = {
     ROWS_EQUAL: "As many rows were read back from S3 as the Postgres snapshot held.",
@@ -68,14 +71,16 @@ class PartitionsState:
     """The partitions of one database.
 
     Attributes:
-        plain: that the table is not partitioned, in words; empty when it is.
+        plain: whether the table is not partitioned.
+        conversion: what somebody should know of its conversion; empty when all is well.
         made: in this run.
         partitions: all of them.
         months_left: after the present one.
         findings: what somebody should act on.
     """
 
-    plain: str = ""
+    plain: bool
+    conversion: str = ""
     made: tuple[MonthPartition, ...] = ()
     partitions: tuple[MonthPartition, ...] = ()
     months_left: int = 0
@@ -203,6 +208,12 @@ def of_partitions() -> list[dg.AssetCheckSpec]:
             description="There are partitions for the months to come, and no gap between them; Postgres refuses rows "
             "for which there is none.",
         ),
+        dg.AssetCheckSpec(
+            NO_ABANDONED_CONVERSION,
+            asset=PARTITIONS,
+            blocking=True,
+            description="No attempt to convert the table was left half done; what it adds refuses coming rows.",
+        ),
     ]
 
 
@@ -220,8 +231,15 @@ def partitions(states: Sequence[PartitionsState], ahead: int) -> Iterator[dg.Ass
     yield dg.AssetCheckResult(
         check_name=MONTHS_PREMADE,
         passed=not found,
-        description="; ".join(found) or next((state.plain for state in states if state.plain), None),
+        description="; ".join(found) or (PLAIN if any(state.plain for state in states) else None),
         metadata={"months_left": min(state.months_left for state in states), "months_wanted": ahead},
+    )
+    abandoned = [state.conversion for state in states if state.conversion]
+    yield dg.AssetCheckResult(
+        check_name=NO_ABANDONED_CONVERSION,
+        passed=not abandoned,
+        description="; ".join(abandoned) or None,
+        metadata={"abandoned": len(abandoned)},
     )
 
 

@@ -13,6 +13,9 @@ from archive_pipeline.archive import MonthReport
 from archive_pipeline.catalog import Catalog
 from archive_pipeline.checks import PartitionsState
 from archive_pipeline.columns import Column, Field
+from archive_pipeline.conversion import Report as ConversionReport
+from archive_pipeline.conversion_plan import Plan
+from archive_pipeline.erase import ErasureReport
 from archive_pipeline.evidence import AuditReport
 from archive_pipeline.months import Month
 from archive_pipeline.prune import Candidate, Pruned
@@ -95,8 +98,8 @@ def of_partitions(states: Sequence[PartitionsState], zone: str) -> dict[str, Met
         states: one for each database.
         zone: whose calendar months they are.
     """
-    if plain := next((state.plain for state in states if state.plain), ""):
-        return {"state": plain, "partitions": 0}
+    if any(state.plain for state in states):
+        return {"state": "a plain table; the job convert_audit_logs shows how it would be converted, and does so"}
     partitions = [partition for state in states for partition in state.partitions]
     return {
         "state": "partitioned by month",
@@ -221,6 +224,64 @@ def pruned_table(pruned: Sequence[Pruned]) -> dg.MetadataValue[Any]:
     )
 
 
+def of_plans(plans: Sequence[Plan]) -> dict[str, Metadata]:
+    """How the table would be converted; the ids of rows in the way are for a terminal, and left out.
+
+    Args:
+        plans: one for each database.
+    """
+    return {
+        "plan": dg.MetadataValue.md("\n\n".join(map(sentences, plans))),
+        "in_the_way": sum(len(plan.blockers) for plan in plans),
+        "seconds_estimated": sum(plan.seconds for plan in plans),
+        "rows_estimate": sum(plan.facts.rows_estimate for plan in plans),
+        "bytes": sum(plan.facts.heap_bytes for plan in plans),
+    }
+
+
+def sentences(plan: Plan) -> str:
+    """A plan as Markdown.
+
+    Args:
+        plan: of a conversion.
+    """
+    if plan.partitioned:
+        return f"`{plan.names.table}` is partitioned already: {plan.before.partition_key}; there is nothing to do."
+    steps = [
+        f"| {number} | {step.name} | {step.lock} | {step.blocks} | {step.seconds:.0f} s |"
+        for number, step in enumerate(plan.steps, start=1)
+    ]
+    lists = {"Carried over": plan.carried, "To know": plan.warnings, "In the way": plan.blockers}
+    return "\n".join(
+        [
+            f"### `{plan.names.table}` to monthly partitions, {plan.zone}",
+            f"{plan.facts.rows_estimate:,} rows; the first partition ends at {plan.bound:%Y-%m-%d %H:%M} UTC.\n",
+            "| | step | lock | who waits | about |\n|---|---|---|---|---|",
+            *steps,
+            *(
+                f"\n**{title}**\n" + "\n".join(f"- {each}" for each in entries)
+                for title, entries in lists.items()
+                if entries
+            ),
+        ]
+    )
+
+
+def of_conversion(reports: Sequence[ConversionReport]) -> dict[str, Metadata]:
+    """What a conversion did.
+
+    Args:
+        reports: one for each database.
+    """
+    return {
+        "outcome": ", ".join(sorted({report.outcome for report in reports})),
+        "blocked_ms": max(report.blocked_seconds for report in reports) * 1000,
+        "attempts": max(report.attempts for report in reports),
+        "partitions_made": sum(len(report.made) for report in reports),
+        "duration_seconds": sum(report.seconds for report in reports),
+    }
+
+
 def of_restored(restored: Sequence[Restored]) -> dict[str, Metadata]:
     """Months that were, or would be, put back into Postgres.
 
@@ -234,6 +295,26 @@ def of_restored(restored: Sequence[Restored]) -> dict[str, Metadata]:
         "months_table": table(
             {"month": "string", "outcome": "string", "table": "string", "rows": "int", "attached": "string"},
             [(e.month, str(e.outcome), str(e.table), e.rows, "yes" if e.attached else "no") for e in restored],
+        ),
+    }
+
+
+def of_erased(reports: Sequence[ErasureReport]) -> dict[str, Metadata]:
+    """Rows that were, or would be, erased; of whom is not said.
+
+    Args:
+        reports: one for each database.
+    """
+    months = [month for report in reports for month in report.months]
+    return {
+        "request": ", ".join(str(report.request) for report in reports if report.request) or "none",
+        "rows": sum(month.rows for month in months),
+        "months": len(months),
+        "rows_left_in_postgres": sum(sum(report.remaining.values()) for report in reports),
+        "removed_objects": sum(report.removed_objects for report in reports),
+        "months_table": table(
+            {"month": "string", "rows": "int", "parts": "int", "bytes": "int", "in the way": "string"},
+            [(each.month, each.rows, each.parts, each.size, "; ".join(each.obstacles)) for each in months],
         ),
     }
 
