@@ -408,14 +408,21 @@ class Snapshot:
             yield
         except psycopg.errors.NumericValueOutOfRange:
             raise self._too_late() from None
-        except AdbcError as error:
-            if error.sqlstate == "22003":
-                raise self._too_late() from None
-            raise SourceLostError(self._month.name) from error
-        except (pa.ArrowException, OSError) as error:  # in the middle of the stream
+        except (AdbcError, pa.ArrowException, OSError) as error:  # the latter two in the middle of the stream
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of this machine's disk
+            if self._has_unreachable_time():
+                raise self._too_late() from None
             raise SourceLostError(self._month.name) from error
+
+    def _has_unreachable_time(self) -> bool:
+        """Whether a time is the reason: the stream's errors carry no code."""
+        times = [column.source for column in self.columns() if column.kind in ("instant", "wall")]
+        late = sql.SQL(" OR ").join(
+            sql.SQL("(isfinite({0}) AND {0} > '294246-12-31')").format(sql.Identifier(each)) for each in times
+        )
+        found = self._connection.execute(sql.SQL("SELECT FROM {} r WHERE {} LIMIT 1").format(self._rows(), late))
+        return bool(found.rowcount)
 
     def _too_late(self) -> UserError:
         return UserError(

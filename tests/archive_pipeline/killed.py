@@ -27,7 +27,7 @@ def main(step: str, times: int, scratch: str) -> None:
         bucket=ArchiveBucket.from_settings(load(ArchiveSettings)),
         layout=Layout("audit_logs"),
         grace=timedelta(hours=1),
-        part_size=PartSize(row_group_bytes=100_000, part_bytes=50_000),
+        part_size=PartSize(row_group_bytes=100_000, part_bytes=200_000),
         batch_bytes=20_000,
         scratch=Path(scratch),
     )

@@ -1,5 +1,6 @@
 """Manifests and the catalog derived from them, byte for byte."""
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,37 +33,49 @@ MANIFEST = Manifest(
     table="public.audit_logs",
     shard="main",
     month=Month(2025, 7, "Asia/Tokyo"),
-    generation=1,
+    generation=2,
     snapshot_lsn="0/16B3748",
     created_at=datetime(2025, 8, 1, 3, tzinfo=UTC),
     created_by="test 1",
     columns=COLUMNS,
     parts=(
-        Part("a/year=2025/month=07/x.parquet", 10, "ab" * 32, Digest(2, 2**70, 5, 9)),
-        Part("a/year=2025/month=07/y.parquet", 20, "cd" * 32, Digest(1, 7, 3, 4)),
+        Part("a/year=2025/month=07/x.parquet", 10, "ab" * 32, Digest(2, 2**70, 5, 9), "01" * 32, "v1"),
+        Part("a/year=2025/month=07/y.parquet", 20, "cd" * 32, Digest(1, 7, 3, 4), "02" * 32),
     ),
+    kind="late",
+    read_from="replica",
+    supersedes="ee" * 32,
+    salts_sha256="ff" * 32,
 )
 
 GOLDEN = (
-    '{"bytes":30,"created_at":"2025-08-01T03:00:00Z","created_by":"test 1","format":"audit-archive-manifest/1",'
-    '"from":"2025-06-30T15:00:00Z","generation":1,"max_created_at_us":9,"min_created_at_us":3,"month":"2025-07",'
-    '"parts":[{"bytes":10,"key":"a/year=2025/month=07/x.parquet","max_created_at_us":9,"min_created_at_us":5,'
-    f'"row_digest":"1180591620717411303424","rows":2,"sha256":"{"ab" * 32}"}},'
-    '{"bytes":20,"key":"a/year=2025/month=07/y.parquet","max_created_at_us":4,"min_created_at_us":3,'
-    f'"row_digest":"7","rows":1,"sha256":"{"cd" * 32}"}}],"previous":null,'
-    '"row_digest":"1180591620717411303431","row_digest_algorithm":"sum60(md5(length-prefixed))/1","rows":3,'
+    '{"bytes":30,"created_at":"2025-08-01T03:00:00Z","created_by":"test 1","erased_rows":0,"erased_sha256":null,'
+    '"format":"audit-archive-manifest/2",'
+    '"from":"2025-06-30T15:00:00Z","generation":2,"kind":"late","max_created_at_us":9,"merkle_root":"ROOT",'
+    '"min_created_at_us":3,"month":"2025-07",'
+    '"parts":[{"bytes":10,"key":"a/year=2025/month=07/x.parquet","max_created_at_us":9,'
+    f'"merkle_root":"{"01" * 32}","min_created_at_us":5,'
+    f'"row_digest":"1180591620717411303424","rows":2,"sha256":"{"ab" * 32}","version_id":"v1"}},'
+    '{"bytes":20,"key":"a/year=2025/month=07/y.parquet","max_created_at_us":4,'
+    f'"merkle_root":"{"02" * 32}","min_created_at_us":3,'
+    f'"row_digest":"7","rows":1,"sha256":"{"cd" * 32}","version_id":null}}],"read_from":"replica",'
+    '"row_digest":"1180591620717411303431","row_digest_algorithm":"sum60(md5(row text))/2","rows":3,'
+    f'"salts_sha256":"{"ff" * 32}",'
     '"schema":[{"exact":{"name":"id","type":"string"},"kind":"text","postgres_type":"uuid","readable":null,'
     '"source":"id"},{"exact":{"name":"price","type":"decimal(10,2)"},"kind":"decimal",'
     '"postgres_type":"numeric(10,2)","readable":null,"source":"Price"},'
     '{"exact":{"name":"created_at_us","type":"bigint"},"kind":"instant","postgres_type":"timestamp with time zone",'
     '"readable":{"name":"created_at","type":"timestamp"},"source":"created_at"}],'
-    '"schema_sha256":"SCHEMA","shard":"main","snapshot_lsn":"0/16B3748","table":"public.audit_logs",'
+    '"schema_sha256":"SCHEMA","shard":"main","snapshot_lsn":"0/16B3748",'
+    f'"supersedes":"{"ee" * 32}","table":"public.audit_logs",'
     '"time_zone":"Asia/Tokyo","to":"2025-07-31T15:00:00Z"}\n'
 )
+# RFC 6962: SHA-256 of 0x01 and both roots.
+ROOT = hashlib.sha256(b"\x01" + b"\x01" * 32 + b"\x02" * 32).hexdigest()
 
 
 def test_a_manifest_is_canonical_json_with_totals_bounds_and_schema() -> None:
-    assert MANIFEST.to_bytes().decode() == GOLDEN.replace("SCHEMA", MANIFEST.schema_sha256)
+    assert MANIFEST.to_bytes().decode() == GOLDEN.replace("SCHEMA", MANIFEST.schema_sha256).replace("ROOT", ROOT)
 
 
 def test_a_manifest_is_read_back_equal() -> None:
@@ -75,7 +88,8 @@ def test_a_manifest_is_read_back_equal() -> None:
         (lambda body: body.replace(b'"rows":3', b'"rows":4'), "here was altered"),
         (lambda body: body.replace(b'"rows":2', b'"rows":1'), "here was altered"),
         (lambda body: body.replace(b'"Price"', b'"Prize"'), "here was altered"),
-        (lambda body: body.replace(b"manifest/1", b"manifest/2"), "in format 'audit-archive-manifest/2'"),
+        (lambda body: body.replace(b"manifest/2", b"manifest/3"), "in format 'audit-archive-manifest/3'"),
+        (lambda body: body.replace(b"01" * 32, b"03" * 32), "here was altered"),
         (lambda body: body[:-20], "here is not a manifest"),
         (lambda body: b"{}", "here is not a manifest"),
         (lambda body: b"[]", "here is not a manifest"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,7 +59,9 @@ def test_the_same_rows_give_the_same_bytes(room: Room) -> None:
     first = room.archive().manifest.parts
     for key in (*room.data_keys(), room.month_row()["manifest_key"]):
         room.target.bucket.delete(key)
-    assert room.archive().manifest.parts == first
+    again = room.archive().manifest.parts
+    # Salts are random, and so are the roots over the salted leaves.
+    assert [replace(part, merkle_root="") for part in again] == [replace(part, merkle_root="") for part in first]
 
 
 def columns_of(admin: Connection, declaration: str) -> dict[str, Column]:
