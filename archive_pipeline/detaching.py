@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -347,7 +348,7 @@ class Detaching:
         for name, definition in self.owner.execute(LOST_FOREIGN_KEYS, values).fetchall():
             table, key = row.table.identifier, sql.Identifier(name)
             add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} NOT VALID").format(table, key, sql.SQL(definition))
-            self.patiently(stays, lambda add=add: self.owner.execute(add))
+            self.patiently(stays, partial(self.owner.execute, add))
             try:
                 self.owner.execute(sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(table, key))
             except psycopg.errors.ForeignKeyViolation:
@@ -383,7 +384,7 @@ class Detaching:
             ) from None
 
     def _execute(self, statement: str, partition: SourceTable) -> None:
-        self.owner.execute(sql.SQL(statement).format(self._table.identifier, partition.identifier))  # type: ignore[arg-type]  # constants only
+        self.owner.execute(sql.SQL(statement).format(self._table.identifier, partition.identifier))
 
     def _retrying(self, when: tenacity.retry_base, *, reraise: bool = False) -> tenacity.Retrying:
         patience = self._patience

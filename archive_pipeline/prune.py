@@ -30,7 +30,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -246,12 +246,12 @@ def run(
         with _alone(shard, target.table):
             pruned = work.recover()
             for candidate in work.candidates(month) if policy.mode != "off" else ():
-                if candidate.reason:
+                if candidate.reason or not work.is_attached(candidate):
                     continue
                 proposed = work.proposed(candidate)
                 if work.is_due(proposed):
                     pruned.append(work.prune(work.row_of(proposed)))
-            return pruned
+            return pruned + work.adopted
 
 
 @contextmanager
@@ -296,6 +296,7 @@ class _Work:
     detaching: Detaching
     prunes: Prunes
     on_step: Callable[[Step], None]
+    adopted: list[Pruned] = field(default_factory=list)
 
     # Which partitions may go.
 
@@ -329,6 +330,9 @@ class _Work:
 
     def row_of(self, candidate: Candidate) -> Prune:
         return next(row for row in self.prunes.under_way() if row.oid == candidate.partition.oid)
+
+    def is_attached(self, candidate: Candidate) -> bool:
+        return candidate.partition.oid in {each.oid for each in self.detaching.partitions()}
 
     def oldest_kept(self) -> Month:
         return oldest_kept(database_now(self.detaching.owner), self.policy, self.target.grace)
@@ -383,13 +387,15 @@ class _Work:
                 self.prunes.record(row, "approved" if row.approved_at else "proposed")
         return found
 
-    def finish_pending(self) -> None:
-        """Finish every interrupted detach of the table: until then no other can begin, and inserts fail."""
-        for partition in self.detaching.partitions():
-            if partition.pending_detach:
-                if partition.oid not in {row.oid for row in self.prunes.under_way()}:
-                    self.prunes.propose(partition, "detaching", "somebody else began to detach it, and was interrupted")
-                self.detaching.finish(partition)
+    def finish_pending(self) -> set[int]:
+        """Finish every interrupted detach, whoever began it: until then no other can begin, and inserts fail."""
+        pending = [each for each in self.detaching.partitions() if each.pending_detach]
+        for partition in pending:
+            row = self.prunes.propose(partition)
+            if not row.is_begun:
+                self.prunes.record(row, "detaching")
+            self.detaching.finish(partition)
+        return {each.oid for each in pending}
 
     def settle_absent(self, row: Prune) -> list[Pruned]:
         """A partition whose table is gone."""
@@ -424,6 +430,14 @@ class _Work:
             logger.warning("the prune of %s stopped: %s", row, error)
             self.prunes.record_reason(row, str(error))
             return self.report(row, Outcome.STOPPED, str(error))
+        except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege):
+            raise  # concerns every partition
+        except psycopg.Error as error:
+            # Its text may hold a value.
+            reason = f"Postgres refused a statement for {row} ({type(error).__name__}, {error.sqlstate})"
+            logger.warning("the prune stopped: %s", reason)
+            self.prunes.record_reason(row, reason)
+            return self.report(row, Outcome.STOPPED, reason)
         return self.report(row, Outcome.DROPPED)
 
     def report(self, row: Prune, outcome: Outcome, reason: str = "") -> Pruned:
@@ -439,6 +453,12 @@ class _Work:
                 f"{row} is not the table any more that was meant (oid {row.oid}): it was renamed, or another one was "
                 "made under its name; nothing was dropped"
             )
+
+    def require_detached(self, row: Prune) -> None:
+        self.require_same(row)
+        at = self.detaching.where(row)
+        if at is None or at.attached:
+            raise UserError(f"{row} was attached again by somebody else than this pipeline; the next run decides anew")
 
     def require_due(self, row: Prune) -> list[Month]:
         """Decide again, for a partition wherever it is."""
@@ -456,11 +476,13 @@ class _Work:
             self.require_match(month, archive_month(self.shard, self.target, month))
         self.on_step(Step.MATCHED)
         self.detaching.wait_for_readers(row)
+        if pending := self.finish_pending():
+            # Until one of them is back or replaced, rows of its range are refused.
+            self.adopted.extend(self.prune(each) for each in self.prunes.under_way() if each.oid in pending)
         with self.leases(months) as held:
             _confirm(held)
             self.prunes.record(row, "detaching")
             self.on_step(Step.DETACHING)
-            self.finish_pending()
             _confirm(held)
             self.detaching.detach(row)
             self.on_step(Step.DETACHED)
@@ -474,6 +496,7 @@ class _Work:
             covered = self.detaching.covered(row.table, row.from_at, row.to_at, self.policy.zone)
             compared = [self.look(row, month) for month in covered]
             self.on_step(Step.ARCHIVED)
+            self.require_detached(row)
             self.require_no_new_columns(row, compared)
             for name in self.detaching.foreign_keys(row):
                 self.detaching.drop_foreign_key(row, name)
@@ -529,10 +552,7 @@ class _Work:
 
             def compare_and_drop() -> bool:
                 owner.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
-                self.require_same(row)
-                at = self.detaching.where(row)
-                if at is None or at.attached:
-                    raise UserError(f"{row} was attached again by somebody")
+                self.require_detached(row)
                 if self.detaching.foreign_keys(row) or not self.is_equal(row, compared):
                     return False
                 soundness = self.soundness()

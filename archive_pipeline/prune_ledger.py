@@ -28,9 +28,9 @@ UNDER_WAY = f"SELECT {FIELDS} FROM archive.prunes WHERE {OF_TABLE} AND state <> 
 
 PROPOSE = f"""
 INSERT INTO archive.prunes AS p (source_table, shard, partition_oid, partition_schema, partition_name, from_at, to_at,
-                                 state, reason, rows, bytes)
-VALUES (%(source_table)s, %(shard)s, %(oid)s, %(schema)s, %(name)s, %(from_at)s, %(to_at)s, %(state)s, %(reason)s,
-        %(rows)s, %(bytes)s)
+                                 state, rows, bytes)
+VALUES (%(source_table)s, %(shard)s, %(oid)s, %(schema)s, %(name)s, %(from_at)s, %(to_at)s, 'proposed', %(rows)s,
+        %(bytes)s)
 ON CONFLICT (source_table, shard, partition_oid) WHERE state <> 'dropped' DO UPDATE
 SET rows = excluded.rows, bytes = excluded.bytes
 RETURNING {FIELDS}
@@ -190,13 +190,11 @@ class Prunes:
         with self._shard.transaction() as connection:
             return [Prune(*row) for row in connection.execute(UNDER_WAY.encode(), self._identity)]
 
-    def propose(self, partition: MonthPartition, state: State = "proposed", reason: str | None = None) -> Prune:
+    def propose(self, partition: MonthPartition) -> Prune:
         """Note a partition; one that is noted already keeps its state.
 
         Args:
             partition: to be pruned.
-            state: of a new row.
-            reason: of a new row.
         """
         values = {
             **self._identity,
@@ -205,8 +203,6 @@ class Prunes:
             "name": partition.name,
             "from_at": partition.from_at,
             "to_at": partition.to_at,
-            "state": state,
-            "reason": reason,
             "rows": partition.rows_estimate,
             "bytes": partition.bytes,
         }

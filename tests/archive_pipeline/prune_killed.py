@@ -1,4 +1,8 @@
-"""A prune of everything that may go, which dies at a given step, as a machine that loses its power would."""
+"""Prunes that die at a given step, as on a machine that loses its power.
+
+``python -m tests.archive_pipeline.prune_killed`` imports everything once and forks a child for each line of its input,
+``step<TAB>scratch<TAB>name=value<TAB>…``; it answers with the child's exit code.
+"""
 
 import os
 import signal
@@ -16,7 +20,7 @@ from scaling.databases import Shard
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
 
 
-def main(step: str, scratch: str) -> None:
+def prune_and_die(step: str, scratch: str) -> None:
     def die(reached: Step) -> None:
         if reached == Step(step):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -34,5 +38,17 @@ def main(step: str, scratch: str) -> None:
     run(shard, target, Policy("auto", retention_months=1), on_step=die)
 
 
+def main() -> None:
+    for line in sys.stdin:
+        step, scratch, *environment = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if child == 0:
+            os.environ.update(dict(variable.split("=", 1) for variable in environment))
+            prune_and_die(step, scratch)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
