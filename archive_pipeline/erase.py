@@ -504,11 +504,16 @@ def _erase_month(
     affected = _affected(target, found, request)
     with shard.transaction() as connection:
         legal_holds.refuse(_holds(connection, target, [affected]), "erased from this month")
+        source_rows = _source_rows(connection, target, month)
+    # A run may have died between its manifest and what follows from it.
     publication.link(target, held, found)
+    held.record_published(found, source_rows)
     erased = None
     if affected.rows:
         with publication.scratch(target) as directory, ParquetReader(directory) as reader:
-            found = _publish(shard, target, held, published, affected, identifier, directory, reader, on_step)
+            found = _publish(
+                shard, target, held, published, affected, identifier, source_rows, directory, reader, on_step
+            )
         rows = found.manifest.erased_rows
         before = affected.found.manifest
         size = sum(before.parts[number].size for number in affected.rows)
@@ -528,6 +533,7 @@ def _publish(
     published: Sequence[Published],
     affected: _Affected,
     identifier: UUID,
+    source_rows: int,
     directory: Path,
     reader: ParquetReader,
     on_step: Callable[[StrEnum], None],
@@ -544,7 +550,6 @@ def _publish(
     on_step(Step.REWRITTEN)
 
     with shard.transaction() as connection:
-        source_rows = _source_rows(connection, target, month)
         connection.execute(NOTE, (json.dumps({month.name: [generation, erased.rows]}), identifier))
     on_step(Step.NOTED)
     files = [each.encoded for each in rewritten.values() if each.encoded is not None]
