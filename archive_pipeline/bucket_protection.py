@@ -78,12 +78,13 @@ class BucketReport:
         return tuple(finding for finding in self.findings if finding.verdict is Verdict.REFUSED)
 
 
-def require(bucket: ArchiveBucket, layout: Layout) -> BucketReport:
+def require(bucket: ArchiveBucket, layout: Layout, *, write: bool = True) -> BucketReport:
     """Refuse a bucket that lacks what the settings require, before anything is written to it.
 
     Args:
         bucket: of the archive.
         layout: where the archive lies in it.
+        write: whether the last question may be asked, which writes an object; a dry run does not.
 
     Returns:
         The report; what is only advised may be missing.
@@ -92,14 +93,14 @@ def require(bucket: ArchiveBucket, layout: Layout) -> BucketReport:
         BucketUnprotectedError: something required is missing; the sentence names each thing and its remedy.
         UserError: the bucket does not exist or does not answer.
     """
-    report = inspect(bucket, layout)
+    report = inspect(bucket, layout, write=write)
     if report.refused:
         problems = "; ".join(f"{each.what} is {each.have}: {each.remedy}" for each in report.refused)
         raise BucketUnprotectedError(f"bucket {bucket.name} is not set up as required: {problems}")
     return report
 
 
-def inspect(bucket: ArchiveBucket, layout: Layout) -> BucketReport:
+def inspect(bucket: ArchiveBucket, layout: Layout, *, write: bool = True) -> BucketReport:
     """Ask everything.
 
     The last question writes one small object the first time, with the encryption and the lock of a manifest, and reads
@@ -108,6 +109,7 @@ def inspect(bucket: ArchiveBucket, layout: Layout) -> BucketReport:
     Args:
         bucket: of the archive.
         layout: where the archive lies in it.
+        write: whether the last question may be asked.
 
     Raises:
         UserError: the bucket does not exist or does not answer.
@@ -121,15 +123,16 @@ def inspect(bucket: ArchiveBucket, layout: Layout) -> BucketReport:
         _public_access(bucket),
         *_policy(bucket),
     ]
-    default = _compare_encryption(bucket.protection, encryption, None)
+    default = _compare_encryption(bucket, encryption, None)
     # A stored object tells which key an alias means.
     found = (encryption or {}).get("KMSMasterKeyID")
     unsettled = found is not None and "alias/" in f"{found} {bucket.protection.kms_key}"
-    if any(each.verdict is Verdict.REFUSED for each in (*findings, *(() if unsettled else (default,)))):
+    refused = any(each.verdict is Verdict.REFUSED for each in (*findings, *(() if unsettled else (default,))))
+    if refused or not write:
         canary = Finding("write and read back", "not tried", "an object", Verdict.UNKNOWN)
     else:
         canary, resolved = _canary(bucket, layout)
-        default = _compare_encryption(bucket.protection, encryption, resolved)
+        default = _compare_encryption(bucket, encryption, resolved)
     findings.insert(3, default)
     return BucketReport(bucket.name, (*findings, canary))
 
@@ -293,8 +296,8 @@ def _default_encryption(bucket: ArchiveBucket) -> dict[str, Any] | None:
     return next((dict(rule["ApplyServerSideEncryptionByDefault"]) for rule in rules), {})
 
 
-def _compare_encryption(protection: Protection, default: dict[str, Any] | None, resolved: str | None) -> Finding:
-    what, key = "default encryption", protection.kms_key
+def _compare_encryption(bucket: ArchiveBucket, default: dict[str, Any] | None, resolved: str | None) -> Finding:
+    what, key = "default encryption", bucket.protection.kms_key
     want = f"aws:kms with {key}" if key else "any"
     if default is None:
         return _not_told(what, want, "s3:GetEncryptionConfiguration", required=key is not None)
@@ -311,7 +314,7 @@ def _compare_encryption(protection: Protection, default: dict[str, Any] | None, 
         have,
         want,
         Verdict.REFUSED,
-        "aws s3api put-bucket-encryption --server-side-encryption-configuration "
+        f"aws s3api put-bucket-encryption --bucket {bucket.name} --server-side-encryption-configuration "
         f"'{json.dumps({'Rules': [rule]})}', or correct ARCHIVE_SSE_KMS_KEY",
     )
 
@@ -338,7 +341,7 @@ def _lifecycle(bucket: ArchiveBucket, layout: Layout) -> Iterator[Finding]:
         f"ended after {min(days)} days" if days else "kept, and paid, for ever",
         "ended (advised)",
         Verdict.OK if days else Verdict.ADVICE,
-        "" if days else f"the rule that {COMMAND} --policy prints",
+        "" if days else "add the rule that --policy prints",
     )
     expiring = [_name(rule) for rule in rules if {"Days", "Date"} & rule.get("Expiration", {}).keys()]
     yield Finding(
@@ -429,7 +432,7 @@ def _policy(bucket: ArchiveBucket) -> Iterator[Finding]:
             "denies it" if denied else "allows it",
             "denies it (advised)",
             Verdict.OK if denied else Verdict.ADVICE,
-            "" if denied else f"the policy that {COMMAND} --policy prints",
+            "" if denied else "add the policy that --policy prints",
         )
 
 

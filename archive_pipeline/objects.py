@@ -205,6 +205,7 @@ class ArchiveBucket:
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                 connect_timeout=10,
                 read_timeout=READ_TIMEOUT_SECONDS,
+                max_pool_connections=max(10, settings.archive_parallelism),
                 s3={"addressing_style": "path" if settings.aws_endpoint_url_s3 else "auto"},
             ),
         )
@@ -580,7 +581,8 @@ class ArchiveBucket:
                 raise UserError(f"the AWS credentials expired at {error.operation_name} of {where}; {RENEW}") from None
             if code == "NoSuchBucket" or (code == "404" and error.operation_name == "HeadBucket"):
                 raise UserError(f"bucket {self.name} does not exist; create it or correct ARCHIVE_BUCKET") from None
-            if code in ("NoSuchKey", "NoSuchVersion", "404"):
+            # 405 is how S3 answers when the version asked for is a delete marker.
+            if code in ("NoSuchKey", "NoSuchVersion", "404", "MethodNotAllowed"):
                 raise FileNotFoundError(where) from None
             if _status(error) in (301, 307) or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
                 raise UserError(f"bucket {self.name} is in another region; correct AWS_REGION") from None

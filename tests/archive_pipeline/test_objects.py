@@ -140,6 +140,10 @@ def test_a_version_can_be_read_after_another_one_took_its_place_and_after_it_was
     ]
     assert sorted(each.size for each in listed) == [0, 3, 5]
     assert first in [each.version_id for each in listed]
+    [marker] = [each for each in listed if each.is_delete_marker]
+    assert protected.head("key", marker.version_id) is None
+    with pytest.raises(FileNotFoundError):
+        protected.read("key", marker.version_id)
 
 
 @pytest.mark.lockable_bucket

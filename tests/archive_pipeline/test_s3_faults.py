@@ -143,7 +143,7 @@ def test_no_upload_is_ever_left_unfinished_because_each_object_is_one_put(
 
 
 # case 45
-@pytest.mark.parametrize("step", [Step.LEASED, Step.MATCHED, Step.UPLOADED, Step.READ_BACK])
+@pytest.mark.parametrize("step", [Step.LEASED, Step.UPLOADED, Step.READ_BACK])
 def test_credentials_that_expire_in_a_run_stop_it_cleanly_and_new_ones_go_on(
     room: Room, faults: Faults, step: Step
 ) -> None:
