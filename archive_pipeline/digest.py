@@ -37,6 +37,7 @@ DUCKDB_THREADS = 1
 DUCKDB_MEMORY = "1GB"
 
 LEAVES_A_CHUNK = 1 << 16
+TEXTS_A_CHUNK = 2048
 
 NIBBLES = np.zeros(256, dtype=np.uint8)
 NIBBLES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = range(16)
