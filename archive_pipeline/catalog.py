@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mypy_boto3_glue import GlueClient
 
 DATABASE = "audit"
+MONTH_COLUMN = "archive_month"
 PARQUET_INPUT = "org.apache.hadoop.hive.ql.io.parquet.MapredParquetInputFormat"
 PARQUET_OUTPUT = "org.apache.hadoop.hive.ql.io.parquet.MapredParquetOutputFormat"
 PARQUET_SERDE = "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe"
@@ -124,7 +125,7 @@ ALTER TABLE {name} SET TBLPROPERTIES ('projection.year.range'='{years}');
         """
         return (
             f'CREATE OR REPLACE VIEW "{self.database}"."{self.view}" AS\n'
-            "SELECT *, format('%04d-%02d', year, month) AS archive_month\n"
+            f"SELECT *, format('%04d-%02d', year, month) AS {MONTH_COLUMN}\n"
             f'FROM "{self.database}"."{self.name}"'
         )
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from archive_pipeline.athena import MB, Workgroup, usd
-from archive_pipeline.catalog import DATABASE, current, view_name
+from archive_pipeline.catalog import DATABASE, MONTH_COLUMN, current, view_name
 from archive_pipeline.columns import PARTITION_COLUMNS, Field, arrow_schema
 from archive_pipeline.manifest import Layout, Manifest, Part
 from archive_pipeline.months import Month, epoch_us
@@ -44,7 +44,6 @@ QUERY_MEMORY = "1GB"
 THREADS = 8
 TABLE_FUNCTIONS = frozenset({"range", "generate_series", "unnest"})
 TENANT = "tenant_id"
-MONTH_COLUMN = "archive_month"
 
 Engine = Literal["duckdb", "athena"]
 
@@ -133,7 +132,7 @@ class Archive:
         )
         # Statements cannot guess the names of the views they are narrowed to, which hold what the tables hold anyway.
         self._token = secrets.token_hex(8)
-        self._views: dict[Span, str] = {}
+        self._views: dict[tuple[Span, bool], str] = {}
         self._duckdb.register_filesystem(self._files)
         # From here on a query can reach the archive's parts and nothing else: no files, no network, no settings.
         for setting in (
@@ -145,16 +144,11 @@ class Archive:
             "lock_configuration = true",
         ):
             self._duckdb.execute(f"SET {setting}")
-        everything, by_month = self._view(Span()), view_name(table)
-        quoted = exp.to_identifier(table.name, quoted=True).sql("duckdb")
-        for schema in dict.fromkeys(("main", table.schema, database)):
-            owner = exp.to_identifier(schema, quoted=True).sql("duckdb")
-            self._duckdb.execute(f"CREATE SCHEMA IF NOT EXISTS {owner}")
-            self._duckdb.execute(f"CREATE VIEW {owner}.{quoted} AS FROM {everything}")
-            self._duckdb.execute(
-                f"CREATE VIEW {owner}.{exp.to_identifier(by_month, quoted=True).sql('duckdb')} AS "  # noqa: S608
-                f"SELECT *, printf('%04d-%02d', year, month) AS {MONTH_COLUMN} FROM {everything}"
-            )
+        for name, by_month in ((table.name, False), (view_name(table), True)):
+            everything = self._view(Span(), by_month=by_month)
+            for schema in dict.fromkeys(("main", table.schema, database)):
+                self._duckdb.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}")
+                self._duckdb.execute(f"CREATE VIEW {_quoted(schema)}.{_quoted(name)} AS FROM {everything}")
 
     def __enter__(self) -> Self:
         return self
@@ -213,48 +207,51 @@ class Archive:
         )
 
     def _narrow(self, query: str) -> str:
-        statement = Statement(query, (self._table.name, view_name(self._table)), _fields(self._manifests))
+        statement = Statement(query, _tables(self._table), _fields(self._manifests))
         spans = statement.spans()
 
         def replacement(number: int, alias: str, name: str) -> exp.Expr | None:
-            if spans[number].is_open or name.lower() != self._table.name.lower():
+            if spans[number].is_open:
                 return None
-            return exp.alias_(exp.to_table(self._view(spans[number])), alias, table=True, quoted=True)
+            view = self._view(spans[number], by_month=name.lower() == view_name(self._table))
+            return exp.alias_(exp.to_table(view), alias, table=True, quoted=True)
 
         return statement.narrowed(replacement)
 
-    def _view(self, span: Span) -> str:
+    def _view(self, span: Span, *, by_month: bool) -> str:
         """A view of the parts that can hold rows of a span."""
-        if span not in self._views:
+        key = (span, by_month)
+        if key not in self._views:
             name = f"archive_{self._token}_{len(self._views)}"
-            self._duckdb.execute(f"CREATE VIEW {name} AS {self._parts(span)}")
-            self._views[span] = name
-        return self._views[span]
+            more = (MONTH_COLUMN,) if by_month else ()
+            columns = ", ".join(map(_quoted, (*self._schema.names, *PARTITION_COLUMNS, *more)))
+            # What only counts rows reads the first column, so the constants of a month come first inside.
+            select = f"SELECT {columns} FROM ({self._parts(span)}){self._only}"  # noqa: S608 - quoted names of columns
+            self._duckdb.execute(f"CREATE VIEW {name} AS {select}")
+            self._views[key] = name
+        return self._views[key]
 
     def _parts(self, span: Span) -> str:
-        columns = ", ".join(_quoted(name) for name in (*self._schema.names, *PARTITION_COLUMNS))
         months = [
             branch
             for manifest in self._manifests
             if (branch := self._month(manifest, [p for p in manifest.parts if _may_hold(p, span)])) is not None
         ]
         if not months:
-            nothing = ", ".join(
-                f"NULL::{kind} AS {_quoted(name)}"
-                for name, kind in (
-                    *((field.name, _duckdb_type(field.type)) for field in self._schema),
-                    *((name, "INTEGER") for name in PARTITION_COLUMNS),
-                )
-            )
-            months = [f"SELECT {nothing} WHERE false"]
-        # The constants come first: what only counts rows then reads the first column, which is none of the files'.
-        return f"SELECT {columns} FROM ({' UNION ALL '.join(months)}){self._only}"  # noqa: S608 - names of columns
+            columns = [(field.name, _duckdb_type(field.type)) for field in self._schema]
+            columns += [(name, "INTEGER") for name in PARTITION_COLUMNS] + [(MONTH_COLUMN, "VARCHAR")]
+            months = [f"SELECT {', '.join(f'NULL::{kind} AS {_quoted(name)}' for name, kind in columns)} WHERE false"]
+        return " UNION ALL ".join(months)
 
     def _month(self, manifest: Manifest, parts: Sequence[Part]) -> str | None:
         if not parts:
             return None
         held = arrow_schema(manifest.columns)
-        values = [f"{manifest.month.year}::INTEGER AS year", f"{manifest.month.month}::INTEGER AS month"]
+        values = [
+            f"{manifest.month.year}::INTEGER AS year",
+            f"{manifest.month.month}::INTEGER AS month",
+            f"'{manifest.month.name}' AS {MONTH_COLUMN}",
+        ]
         for field in self._schema:
             value = _quoted(field.name) if field.name in held.names else "NULL"
             values.append(f"{value}::{_duckdb_type(field.type)} AS {_quoted(field.name)}")
@@ -423,7 +420,7 @@ def athena_sql(
     def conditions(span: Span) -> list[exp.Expr]:
         return [*month_conditions(span & limits, zone), *(each.copy() for each in only)]
 
-    return Statement(statement, (table.name, view_name(table)), _fields(asked)).athena(relation, conditions)
+    return Statement(statement, _tables(table), _fields(asked)).athena(relation, conditions)
 
 
 def _asked(
@@ -442,6 +439,10 @@ def _asked(
 def _fields(asked: Sequence[Manifest]) -> list[Field]:
     found = {field.name: field for each in asked for column in each.columns for field in column.fields}
     return list(found.values())
+
+
+def _tables(table: SourceTable) -> dict[str, Sequence[str]]:
+    return {table.name: (), view_name(table): (MONTH_COLUMN,)}
 
 
 def _tenant(asked: Sequence[Manifest]) -> Field:

@@ -8,7 +8,7 @@ footer, the bloom filters it needs and the column chunks that can hold an answer
 """
 
 import threading
-from collections import OrderedDict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ from archive_pipeline.manifest import Part
 from archive_pipeline.objects import ArchiveBucket
 
 SCHEME = "archive"
-# Footers and bloom filters are read again by every statement; column chunks are larger.
+# Footers and bloom filters are read again by every statement, and a part's last bytes hold both.
 KEPT_READ_BYTES = 256 << 10
 KEPT_BYTES = 64 << 20
 WRITTEN_ONCE = datetime(2000, 1, 1, tzinfo=UTC)
@@ -45,7 +45,7 @@ class PartsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         super().__init__()
         self._bucket = bucket
         self._parts: Mapping[str, Part] = {part.key: part for part in parts}
-        self._kept: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
+        self._kept: defaultdict[str, list[tuple[int, bytes]]] = defaultdict(list)
         self._kept_bytes = 0
         self._lock = threading.Lock()
         self.bytes_read = 0
@@ -111,11 +111,10 @@ class PartsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             UserError: the bucket cannot be read.
             FileNotFoundError: the part is gone.
         """
-        wanted = (part.key, start, length)
         with self._lock:
-            if wanted in self._kept:
-                self._kept.move_to_end(wanted)
-                return self._kept[wanted]
+            for begin, held in self._kept[part.key]:
+                if begin <= start and start + length <= begin + len(held):
+                    return held[start - begin : start - begin + length]
         try:
             found = self._bucket.read_range(part.key, start, length, part.version_id)
         except Exception as error:
@@ -125,12 +124,9 @@ class PartsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         with self._lock:
             self.bytes_read += len(found)
             self.requests += 1
-            if length <= KEPT_READ_BYTES and wanted not in self._kept:
-                self._kept[wanted] = found
+            if length <= KEPT_READ_BYTES and self._kept_bytes + length <= KEPT_BYTES:
+                self._kept[part.key].append((start, found))
                 self._kept_bytes += length
-                while self._kept_bytes > KEPT_BYTES:
-                    (_, _, dropped), _ = self._kept.popitem(last=False)
-                    self._kept_bytes -= dropped
         return found
 
 

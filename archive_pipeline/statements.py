@@ -12,7 +12,7 @@ narrowed to the months they leave over. What cannot be read narrows nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from typing import Self
 from zoneinfo import ZoneInfo
@@ -25,7 +25,7 @@ from sqlglot.optimizer.annotate_types import annotate_types
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, traverse_scope
 
-from archive_pipeline.columns import Field
+from archive_pipeline.columns import PARTITION_COLUMNS, Field
 from archive_pipeline.months import epoch_us
 from scaling.errors import UserError
 
@@ -104,17 +104,17 @@ class Statement:
 
     Args:
         text: DuckDB SQL.
-        tables: the names it may read.
-        fields: the columns of those tables, the partition columns left out.
+        tables: the names it may read, each with the text columns it has beside the fields.
+        fields: the columns of all those tables, the partition columns left out.
 
     Raises:
         UserError: it is not one SELECT, or reads something else than the archive.
     """
 
-    def __init__(self, text: str, tables: Sequence[str], fields: Sequence[Field]) -> None:
+    def __init__(self, text: str, tables: Mapping[str, Sequence[str]], fields: Sequence[Field]) -> None:
         self.text = text
-        self._tables = {name.lower() for name in tables}
-        self._types = {**{field.name: _duckdb_type(field) for field in fields}, "year": "INT", "month": "INT"}
+        types = {field.name: _duckdb_type(field) for field in fields} | dict.fromkeys(PARTITION_COLUMNS, "INT")
+        self._tables = {name.lower(): types | dict.fromkeys(more, "VARCHAR") for name, more in tables.items()}
         try:
             parsed = [each for each in sqlglot.parse(text, dialect="duckdb") if each is not None]
         except SqlglotError as error:
@@ -145,7 +145,7 @@ class Statement:
 
     def _qualify(self) -> exp.Query | UserError:
         """Every column under its table and every star spelt out; what cannot be told stays as the user wrote it."""
-        schema: dict[str, object] = dict.fromkeys(self._tables, self._types)
+        schema: dict[str, object] = {**self._tables}
         try:
             plain = self._parsed.copy()
             for table in plain.find_all(exp.Table):
@@ -242,13 +242,14 @@ def month_conditions(span: Span, zone: str) -> list[exp.Expr]:
     if first is not None and last is not None and first[0] == last[0]:
         return [year.eq(first[0]), month.copy().between(first[1], last[1])]
     found: list[exp.Expr] = []
-    for bound, beyond, within in ((first, exp.GT, exp.GTE), (last, exp.LT, exp.LTE)):
+    for bound, beyond, within, whole in ((first, exp.GT, exp.GTE, 1), (last, exp.LT, exp.LTE, 12)):
         if bound is None:
             continue
         edge = exp.and_(year.eq(bound[0]), within(this=month.copy(), expression=exp.Literal.number(bound[1])))
         # The year by itself too: projection lists the partitions of a plain range without trying each.
         found.append(within(this=year.copy(), expression=exp.Literal.number(bound[0])))
-        found.append(exp.or_(beyond(this=year.copy(), expression=exp.Literal.number(bound[0])), edge))
+        if bound[1] != whole:
+            found.append(exp.or_(beyond(this=year.copy(), expression=exp.Literal.number(bound[0])), edge))
     return found
 
 
@@ -275,7 +276,7 @@ class _constants:  # noqa: N801 - used as a function
     """DuckDB with nothing in it: what a constant expression of its SQL means, only DuckDB knows."""
 
     def __enter__(self) -> "_constants":
-        self._duckdb = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
+        self._duckdb = _empty_duckdb().cursor()
         self._duckdb.execute("SET TimeZone = 'UTC'")
         return self
 
@@ -293,6 +294,11 @@ class _constants:  # noqa: N801 - used as a function
         except duckdb.Error:
             return None
         return None if found is None or found[0] is None else int(found[0])
+
+
+@cache
+def _empty_duckdb() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
 
 
 def _where(scope: Scope) -> exp.Expr | None:
@@ -349,8 +355,10 @@ def _compared(kind: type[exp.Expr], side: exp.Expr, value: exp.Expr, alias: str,
         end = constants.us(value, add=f" + INTERVAL 1 {unit}")
         if end is None:
             return OPEN
-        first = at if kind in (exp.GT, exp.GTE, exp.EQ) else None
-        return Span(None if first is None else first - pad, end + pad if kind in (exp.LT, exp.LTE, exp.EQ) else None)
+        return Span(
+            at - pad if kind in (exp.GT, exp.GTE, exp.EQ) else None,
+            -(-end // MS) * MS - 1 + pad if kind in (exp.LT, exp.LTE, exp.EQ) else None,
+        )
     # created_at is floored to milliseconds: what it says of the exact microseconds.
     floor, ceiling = at // MS * MS, -(-at // MS) * MS
     match kind:
