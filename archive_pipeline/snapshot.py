@@ -546,21 +546,21 @@ def take(shard: Shard, table: SourceTable, month: Month) -> Iterator[Snapshot]:
     Raises:
         UserError: the database is not encoded in UTF-8.
     """
-    with shard.dedicated(autocommit=False) as connection:
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for name, value in SESSION.items():
-            connection.execute(_set_local(name, value))
-        row = connection.execute(
-            "SELECT pg_export_snapshot(), current_setting('server_encoding'), "
-            "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
-        ).fetchone()
-        identifier, encoding, lsn = row or ("", "", "")
-        if encoding != "UTF8":
-            raise UserError(f"the database is encoded in {encoding} but must be UTF8 to be archived byte for byte")
-        try:
+    try:  # around the connection: its COMMIT is the last statement that a lost server can fail
+        with shard.dedicated(autocommit=False) as connection:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            for name, value in SESSION.items():
+                connection.execute(_set_local(name, value))
+            row = connection.execute(
+                "SELECT pg_export_snapshot(), current_setting('server_encoding'), "
+                "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
+            ).fetchone()
+            identifier, encoding, lsn = row or ("", "", "")
+            if encoding != "UTF8":
+                raise UserError(f"the database is encoded in {encoding} but must be UTF8 to be archived byte for byte")
             yield Snapshot(shard, connection, identifier, Lsn(lsn), table, month)
-        except psycopg.OperationalError:
-            raise SourceLostError(month.name) from None
+    except psycopg.OperationalError:
+        raise SourceLostError(month.name) from None
 
 
 def _set_local(name: str, value: str) -> sql.Composed:
