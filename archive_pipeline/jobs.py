@@ -193,7 +193,7 @@ def erase_rows(context: dg.OpExecutionContext, config: EraseConfig, archive: Arc
                 "the value is neither a UUID nor a number; for such a value use python -m archive_pipeline.erase, "
                 "and delete this run, whose configuration holds it"
             )
-        target = archive.target() if config.dry_run else archive.protected_target()
+        target = archive.protected_target(dry_run=config.dry_run)
         request = Erasure(config.column, config.value, config.requested_by, config.reason)
         with archive.databases() as router:
             reports = [erase(shard, target, request, dry_run=config.dry_run) for shard in router.shards()]
@@ -262,7 +262,7 @@ def _policy() -> Policy:
 def _prune(
     context: dg.OpExecutionContext, archive: ArchiveResource, policy: Policy, only: Month | None, *, dry_run: bool
 ) -> None:
-    target = archive.target() if dry_run else archive.protected_target()
+    target = archive.protected_target(dry_run=dry_run)
     pruned: list[Pruned] = []
     candidates: list[Candidate] = []
     with archive.databases() as router:

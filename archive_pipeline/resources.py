@@ -53,13 +53,16 @@ class ArchiveResource(dg.ConfigurableResource[None]):
             signer=signer_from(settings),
         )
 
-    def protected_target(self) -> Target:
+    def protected_target(self, *, dry_run: bool = False) -> Target:
         """The same for a run that writes: the bucket is asked first whether it is set up as the settings require.
+
+        Args:
+            dry_run: leaves out the last question, which writes an object.
 
         Raises:
             UserError: a setting is missing or wrong.
             BucketUnprotectedError: the bucket lacks what the settings require.
         """
         target = self.target()
-        require(target.bucket, target.layout)
+        require(target.bucket, target.layout, write=not dry_run)
         return target

@@ -10,10 +10,13 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 
 import psycopg
 from rich.console import Console
@@ -27,6 +30,8 @@ from scaling.errors import UserError, run_command
 
 DIRECTORY = VAR / "demo"
 CALENDARS_EDITED = 20
+SECONDS_BETWEEN_WRITES = 0.005
+PLAN_WIDTH = 130
 # What Google sends no notifications for is due at every tick: the demo does not wait two minutes between them.
 SETTINGS = {"SYNC_POLL_INTERVAL_SECONDS": "0", "SYNC_POLL_CEILING_SECONDS": "0"}
 QUERY = (
@@ -46,11 +51,15 @@ class Summary:
     api_calls: int
     calendars_edited: int
     calendars_equal_to_google: int
+    partitions: int
+    rows_written_during_conversion: int
+    writes_failed_during_conversion: int
     months_archived: int
     rows_archived: int
     rows_verified: int
     postgres_rows: int
     parquet_bytes: int
+    chain_links_verified: int
     query_rows: int
     dagster_runs: int
     dagster_runs_failed: int
@@ -75,6 +84,42 @@ class Found:
     def add(self, *things: str) -> None:
         """Add to it."""
         self.things.extend(things)
+
+
+class Writer:
+    """The SaaS, writing an audit log every few milliseconds for as long as the block runs."""
+
+    def __init__(self, dsn: str) -> None:
+        self.written = 0
+        self.failed = 0
+        self.longest_seconds = 0.0
+        self._dsn = dsn
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            while not self._stop.wait(SECONDS_BETWEEN_WRITES):
+                began = time.monotonic()
+                try:
+                    connection.execute(
+                        "INSERT INTO public.audit_logs (tenant_id, action) SELECT id, 'demo.write' FROM public.tenants"
+                        " ORDER BY id LIMIT 1"
+                    )
+                    self.written += 1
+                except psycopg.Error:
+                    self.failed += 1
+                self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
 
 
 class Narrator:
@@ -133,8 +178,21 @@ def run(directory: Path, console: Console) -> Summary:
         with say.step("Start Postgres, S3 and Google Calendar, with a SaaS of 40 tenants") as found:
             running = opened.enter_context(stack.running(directory, disposable=True, push=True, settings=SETTINGS))
             found.add(*_saas_in_numbers(running))
+        pool = opened.enter_context(ThreadPoolExecutor(1))
+        webserver = pool.submit(stack.start_webserver, running)  # 10 s of imports, beside the conversion
+        doing = "Convert audit_logs to monthly partitions while it is written to: python -m archive_pipeline.convert"
+        with say.step(doing) as found:
+            plan = _command(running, "archive_pipeline.convert", "plan")
+            with Writer(running.database.admin_dsn) as writer:
+                converted = _command(running, "archive_pipeline.convert", "apply", "--yes")
+            found.add(
+                converted.splitlines()[-1],
+                f"{writer.written:,} rows written meanwhile, {writer.failed} failed",
+                f"the slowest took {writer.longest_seconds * 1000:.0f} ms",
+            )
+        console.print(plan)
         with say.step("Start the Dagster webserver") as found:
-            ui = opened.enter_context(stack.start_webserver(running))
+            ui = opened.enter_context(webserver.result())
             found.add(ui.url)
 
         # Asked for before the daemon runs, which looks for backfills when it starts and then every 30 seconds.
@@ -162,13 +220,19 @@ def run(directory: Path, console: Console) -> Summary:
 
         doing = "Archive every closed month to S3, verified"
         with say.step(doing) as found:
-            _wait_for_months(running, ui, backfill, months, lambda done: say.progress(f"{doing}: {done}"))
-            found.add(f"{len(months)} months, worked on beside the ticks")
+            runs = _wait_for_months(running, ui, backfill, months, lambda done: say.progress(f"{doing}: {done}"))
+            found.add(f"{len(months)} months in {runs} runs, worked on beside the ticks")
+        upkeep = ui.launch_job("archive_pipeline", "audit_log_upkeep_job")
         with say.step("Query the archive with DuckDB: python -m archive_pipeline.query") as found:
             answer = _query(running)
             found.add(f"{answer[0]['total']:,} rows of {len(answer)} actions")
+        with say.step("Audit the chain of signed links over the archive") as found:
+            links = _audit(ui, upkeep)
+            found.add(f"{links} links, each signed, names the one before it and a manifest whose objects are all there")
 
-        summary = _summarise(running, ui, edited=len(edited), equal=equal, total=answer[0]["total"], started=started)
+        summary = _summarise(
+            running, ui, writer, edited=len(edited), equal=equal, links=links, total=answer[0]["total"], started=started
+        )
         patients = _patients(running)
         with say.step("Stop everything"):
             opened.close()
@@ -212,40 +276,61 @@ def _notified(running: Stack) -> int:
 
 def _wait_for_months(
     running: Stack, ui: DagsterUi, backfill: str, months: Sequence[str], progress: Callable[[str], None]
-) -> None:
-    """Wait for the backfill's runs; the backfill itself is closed by the daemon up to 30 seconds later."""
+) -> int:
+    """Wait for the backfill's runs, and count them; the daemon closes the backfill itself up to 30 seconds later."""
 
-    def runs() -> list[Run]:
-        return ui.runs(tags={"dagster/backfill": backfill})
-
-    def all_done() -> bool:
+    def all_done() -> list[Run]:
         running.supervisor.check()
-        done = [run for run in runs() if run.status in {"SUCCESS", "FAILURE", "CANCELED"}]
-        progress(f"{len(done)} of {len(months)}")
-        return len(done) == len(months)
+        runs = ui.runs(tags={"dagster/backfill": backfill})
+        for run in runs:
+            if run.status in {"FAILURE", "CANCELED"}:
+                raise UserError(f"Archiving past months ended as {run.status}: {ui.failure(run.id)}")
+        with psycopg.connect(running.database.dsn) as connection:
+            done = _number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'")
+        progress(f"{done} of {len(months)}")
+        return runs if done == len(months) and all(run.status == "SUCCESS" for run in runs) else []
 
-    wait_until(all_done, timeout_seconds=600, what="every month is archived")
-    for run in runs():
-        if run.status != "SUCCESS":
-            month = run.tags.get("dagster/partition")
-            raise UserError(f"Archiving month {month} ended as {run.status}: {ui.failure(run.id)}")
+    return len(wait_until(all_done, timeout_seconds=600, what="every month is archived"))
 
 
-def _query(running: Stack) -> list[dict[str, int]]:
-    answer = subprocess.run(
-        [sys.executable, "-m", "archive_pipeline.query", QUERY, "--format", "json"],
+def _audit(ui: DagsterUi, upkeep: str) -> int:
+    """Wait for the run that makes partitions and audits the chain; how many links it found in order."""
+    run = ui.wait_for_run(upkeep)
+    if run.status != "SUCCESS":
+        raise UserError(f"The upkeep of the archive ended as {run.status}: {ui.failure(run.id)}")
+    return int(ui.numbers("audit_log_chain")[None]["links"])
+
+
+def _command(running: Stack, module: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
         cwd=CHECKOUT,
-        env=dict(running.environment),
+        env={**running.environment, "COLUMNS": str(PLAN_WIDTH)},
         capture_output=True,
         text=True,
         check=False,
     )
-    if answer.returncode != 0:
-        raise UserError(f"The archive could not be queried: {answer.stderr.strip()}")
-    return [json.loads(line) for line in answer.stdout.splitlines()]
+    if done.returncode != 0:
+        raise UserError(f"python -m {module} {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.rstrip()
 
 
-def _summarise(running: Stack, ui: DagsterUi, *, edited: int, equal: int, total: int, started: float) -> Summary:
+def _query(running: Stack) -> list[dict[str, int]]:
+    answer = _command(running, "archive_pipeline.query", QUERY, "--format", "json")
+    return [json.loads(line) for line in answer.splitlines()]
+
+
+def _summarise(
+    running: Stack,
+    ui: DagsterUi,
+    writer: Writer,
+    *,
+    edited: int,
+    equal: int,
+    links: int,
+    total: int,
+    started: float,
+) -> Summary:
     verified = ui.numbers("audit_log_archive").values()
     counts = ui.run_counts()
     objects = running.bucket.server.client().get_paginator("list_objects_v2")
@@ -260,6 +345,11 @@ def _summarise(running: Stack, ui: DagsterUi, *, edited: int, equal: int, total:
             api_calls=_number(connection, "SELECT sum(calls) FROM sync.api_calls"),
             calendars_edited=edited,
             calendars_equal_to_google=equal,
+            partitions=_number(
+                connection, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'public.audit_logs'::regclass"
+            ),
+            rows_written_during_conversion=writer.written,
+            writes_failed_during_conversion=writer.failed,
             months_archived=_number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'"),
             rows_archived=_number(connection, "SELECT sum(rows) FROM archive.months WHERE state = 'archived'"),
             rows_verified=int(sum(numbers["rows_verified"] for numbers in verified)),
@@ -273,6 +363,7 @@ def _summarise(running: Stack, ui: DagsterUi, *, edited: int, equal: int, total:
                 for content in page.get("Contents", [])
                 if content["Key"].endswith(".parquet")
             ),
+            chain_links_verified=links,
             query_rows=total,
             dagster_runs=counts.total(),
             dagster_runs_failed=counts["FAILURE"],
@@ -310,10 +401,16 @@ def _print(console: Console, summary: Summary, patients: Sequence[Patient], answ
     numbers.add_row(
         "edited calendars equal to Google", f"{summary.calendars_equal_to_google}/{summary.calendars_edited}"
     )
+    numbers.add_row("partitions of audit_logs, converted online", f"{summary.partitions}")
+    numbers.add_row(
+        "rows written meanwhile, and failed",
+        f"{summary.rows_written_during_conversion:,}, {summary.writes_failed_during_conversion}",
+    )
     numbers.add_row("months archived", f"{summary.months_archived}")
     numbers.add_row("rows of these months in Postgres", f"{summary.postgres_rows:,}")
     numbers.add_row("rows archived", f"{summary.rows_archived:,}")
     numbers.add_row("rows read back and verified", f"{summary.rows_verified:,}")
+    numbers.add_row("signed links of the chain, verified", f"{summary.chain_links_verified}")
     numbers.add_row("rows the query saw", f"{summary.query_rows:,}")
     numbers.add_row("Parquet on S3", f"{summary.parquet_bytes / 1e6:,.1f} MB")
     numbers.add_row("Dagster runs", f"{summary.dagster_runs}, {summary.dagster_runs_failed} red")
@@ -348,6 +445,13 @@ def check(summary: Summary, patients: Sequence[Patient], months: Sequence[str]) 
         )
     if summary.months_archived != len(months):
         raise UserError(f"{summary.months_archived} of {len(months)} months are archived.")
+    if summary.chain_links_verified != len(months):
+        raise UserError(f"{summary.chain_links_verified} links vouch for {len(months)} months.")
+    if summary.writes_failed_during_conversion or not summary.rows_written_during_conversion:
+        raise UserError(
+            f"{summary.writes_failed_during_conversion} of the SaaS's writes failed while the table was converted, "
+            f"{summary.rows_written_during_conversion} did not."
+        )
     if summary.calendars_equal_to_google != summary.calendars_edited:
         raise UserError("An edited calendar in Postgres differs from Google.")
     if not patients:
@@ -373,7 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m devstack.demo",
-        description="Sync the calendars of 60 workspaces, archive 13 months of audit logs, query them.",
+        description="Sync the calendars of 60 workspaces; convert, archive, audit and query 13 months of audit logs.",
     )
     parser.add_argument("--keep", action="store_true", help="go on with the data of the last demo, not from nothing")
     options = parser.parse_args(arguments)

@@ -27,11 +27,15 @@ SUMMARY = Summary(
     api_calls=400,
     calendars_edited=20,
     calendars_equal_to_google=20,
+    partitions=5,
+    rows_written_during_conversion=100,
+    writes_failed_during_conversion=0,
     months_archived=2,
     rows_archived=1000,
     rows_verified=1000,
     postgres_rows=1000,
     parquet_bytes=1_000_000,
+    chain_links_verified=2,
     query_rows=1000,
     dagster_runs=6,
     dagster_runs_failed=2,
@@ -52,6 +56,9 @@ def test_consistent_numbers_pass() -> None:
         (replace(SUMMARY, rows_verified=0), PATIENTS, "disagree about the rows"),
         (replace(SUMMARY, query_rows=2000), PATIENTS, "disagree about the rows"),
         (replace(SUMMARY, months_archived=1), PATIENTS, "1 of 2 months"),
+        (replace(SUMMARY, chain_links_verified=1), PATIENTS, "1 links vouch for 2 months"),
+        (replace(SUMMARY, writes_failed_during_conversion=1), PATIENTS, "1 of the SaaS's writes failed"),
+        (replace(SUMMARY, rows_written_during_conversion=0), PATIENTS, "0 did not"),
         (replace(SUMMARY, calendars_equal_to_google=19), PATIENTS, "differs from Google"),
         (SUMMARY, [], "went unnoticed"),
     ],
@@ -76,7 +83,8 @@ def test_a_taken_port_is_named_when_it_was_asked_for() -> None:
 def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
     said = io.StringIO()
     summary = demo.run(tmp_path, Console(file=said, width=120))
-    assert summary.months_archived == 13
+    assert summary.months_archived == summary.chain_links_verified == 13
+    assert summary.partitions >= 4
     assert summary.workspaces == 60
     assert summary.postgres_rows == summary.rows_archived == summary.rows_verified == summary.query_rows > 400_000
     assert "1 workspace needs a human" in said.getvalue()
