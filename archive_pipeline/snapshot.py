@@ -149,7 +149,8 @@ def require_closed(connection: Connection, month: Month, grace: timedelta) -> Ls
             f"month {month.name} is still open: {still_running} database transaction(s) began before its end and may "
             "yet write to it; end them (pg_stat_activity, pg_prepared_xacts) and run the month again"
         )
-    row = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+    # Of the last insertion, not of the last write: rows committed with synchronous_commit = off are seen before that.
+    row = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
     return Lsn(row[0] if row else "")
 
 
