@@ -68,6 +68,11 @@ query ($key: AssetKeyInput!) { assetOrError(assetKey: $key) { __typename
   ... on Asset { assetMaterializations(limit: 10000) { partition metadataEntries { label
     ... on IntMetadataEntry { intValue } ... on FloatMetadataEntry { floatValue } } } } } }
 """
+CHECK_PARTITIONS = """
+query ($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { __typename
+  ... on AssetNode { assetChecksOrError { __typename ... on AssetChecks { checks { name partitionStatuses { __typename
+    ... on AssetCheckTimePartitionStatuses { ranges { status startKey endKey } } } } } } } } }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +297,23 @@ class DagsterUi:
                 },
             )
         return latest
+
+    def check_ranges(self, asset: str, check: str) -> list[tuple[str, str, str]]:
+        """Read the latest verdicts of a check on a time-partitioned asset.
+
+        Args:
+            asset: its key.
+            check: of the asset.
+
+        Returns:
+            Status, first and last partition key of each range of partitions that have the same one.
+        """
+        answer = _expect(self.query(CHECK_PARTITIONS, {"key": {"path": [asset]}})["assetNodeOrError"], "AssetNode")
+        [found] = [
+            each for each in _expect(answer["assetChecksOrError"], "AssetChecks")["checks"] if each["name"] == check
+        ]
+        ranges = _expect(found["partitionStatuses"], "AssetCheckTimePartitionStatuses")["ranges"]
+        return [(each["status"], each["startKey"], each["endKey"]) for each in ranges]
 
     def runs(
         self,

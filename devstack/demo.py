@@ -279,18 +279,21 @@ def _wait_for_months(
 ) -> int:
     """Wait for the backfill's runs, and count them; the daemon closes the backfill itself up to 30 seconds later."""
 
-    def all_done() -> list[Run]:
+    def runs() -> list[Run]:
+        return ui.runs(tags={"dagster/backfill": backfill})
+
+    def all_done() -> bool:
         running.supervisor.check()
-        runs = ui.runs(tags={"dagster/backfill": backfill})
-        for run in runs:
+        for run in (launched := runs()):
             if run.status in {"FAILURE", "CANCELED"}:
                 raise UserError(f"Archiving past months ended as {run.status}: {ui.failure(run.id)}")
         with psycopg.connect(running.database.dsn) as connection:
             done = _number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'")
         progress(f"{done} of {len(months)}")
-        return runs if done == len(months) and all(run.status == "SUCCESS" for run in runs) else []
+        return done == len(months) and all(run.status == "SUCCESS" for run in launched)
 
-    return len(wait_until(all_done, timeout_seconds=600, what="every month is archived"))
+    wait_until(all_done, timeout_seconds=600, what="every month is archived")
+    return len(runs())
 
 
 def _audit(ui: DagsterUi, upkeep: str) -> int:

@@ -63,7 +63,7 @@ def materialize(
         .execute_in_process(
             instance=instance,
             asset_selection=[dg.AssetKey(asset)],
-            partition_key=month and month.partition_key,
+            partition_key=month.partition_key if month else None,
             run_config={"ops": {asset: {"config": dict(config)}}} if config else {},
             raise_on_error=False,
         )

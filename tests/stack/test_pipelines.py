@@ -134,10 +134,10 @@ def test_a_backfill_of_a_workspace_that_does_not_exist_is_refused(instance: Inst
         instance.ui.launch_backfill("calendar_events", ["nobody"])
 
 
-def test_a_backfill_archives_past_months_with_every_row(instance: Instance) -> None:
+def test_a_backfill_archives_past_months_in_one_run_with_every_row(instance: Instance) -> None:
     backfill = instance.ui.wait_for_backfill(instance.backfill, timeout_seconds=300)
-    for run in instance.ui.runs(tags={"dagster/backfill": instance.backfill}):
-        assert run.status == "SUCCESS", instance.ui.failure(run.id)
+    [run] = instance.ui.runs(tags={"dagster/backfill": instance.backfill})
+    assert run.status == "SUCCESS", instance.ui.failure(run.id)
     assert (backfill.status, backfill.materialized, backfill.failed) == ("COMPLETED_SUCCESS", len(instance.months), 0)
     archived = rows(
         instance, "SELECT month::text, rows FROM archive.months WHERE state = 'archived' AND rows > 0 ORDER BY month"
@@ -149,6 +149,24 @@ def test_a_backfill_archives_past_months_with_every_row(instance: Instance) -> N
     )
     numbers = instance.ui.numbers("audit_log_archive")
     assert [(month, numbers[month]["rows_verified"]) for month in instance.months] == archived
+    verdicts = instance.ui.check_ranges("audit_log_archive", "digest_equal")
+    assert verdicts == [("SUCCEEDED", instance.months[0], instance.months[-1])], "every month has its verdict"
+
+
+def test_an_operator_converts_the_table_and_the_upkeep_finds_partitions_and_chain_in_order(instance: Instance) -> None:
+    instance.ui.wait_for_backfill(instance.backfill, timeout_seconds=300)
+    confirmed = {"dry_run": False, "confirm": "public.audit_logs"}
+    convert = instance.ui.launch_job(
+        "archive_pipeline",
+        "convert_audit_logs",
+        run_config={"ops": {"convert_to_partitions": {"config": confirmed}}},
+    )
+    run = instance.ui.wait_for_run(convert)
+    assert run.status == "SUCCESS", instance.ui.failure(run.id)
+    run = instance.ui.wait_for_run(instance.ui.launch_job("archive_pipeline", "audit_log_upkeep_job"))
+    assert run.status == "SUCCESS", instance.ui.failure(run.id)
+    assert instance.ui.numbers("audit_logs_partitions")[None]["months_left"] >= 3
+    assert instance.ui.numbers("audit_log_chain")[None]["links"] == len(instance.months)
 
 
 def test_the_archive_answers_a_query_from_the_command_line(instance: Instance) -> None:
