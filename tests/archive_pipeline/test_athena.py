@@ -152,8 +152,8 @@ def test_a_saved_query_that_changed_is_updated_and_others_are_left_alone(credent
 
 def queue(moto: Aws, rows: list[list[str | None]], columns: list[tuple[str, str]]) -> None:
     """Let moto answer the next statement so."""
-    names = [name for name, _ in columns]
-    body = {
+    names: list[str | None] = [name for name, _ in columns]
+    body: dict[str, list[Any]] = {
         "results": [
             {
                 "rows": [

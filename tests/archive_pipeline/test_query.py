@@ -26,7 +26,7 @@ FEBRUARY = Month(2025, 2)
 
 
 def opened(room: Room, **options: str) -> Archive:
-    return Archive(room.target.bucket, room.target.layout, room.target.table, **options)  # type: ignore[arg-type]
+    return Archive(room.target.bucket, room.target.layout, room.target.table, **options)
 
 
 @pytest.fixture
