@@ -167,8 +167,8 @@ def _new_key(_: argparse.Namespace) -> int:
     pem = signing.new_key()
     sys.stdout.write(pem)
     sys.stderr.write(
-        f"for ARCHIVE_SIGNING_KEY, fingerprint {signing.LocalSigner(pem).fingerprint}; keep it from whoever can write to "
-        "the bucket, or use a key in KMS (ARCHIVE_SIGNING_KMS_KEY)\n"
+        f"for ARCHIVE_SIGNING_KEY, fingerprint {signing.LocalSigner(pem).fingerprint}; keep it from whoever can write "
+        "to the bucket, or use a key in KMS (ARCHIVE_SIGNING_KMS_KEY)\n"
     )
     return 0
 

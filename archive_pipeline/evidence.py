@@ -26,6 +26,7 @@ from archive_pipeline.chain import Head, Link, Linked, LinkedPart, Previous
 from archive_pipeline.digest import ParquetReader
 from archive_pipeline.errors import ChainError
 from archive_pipeline.manifest import GENERATION, Layout, Part, Published
+from archive_pipeline.merkle import Punctured
 from archive_pipeline.months import Month
 from archive_pipeline.objects import ArchiveBucket, Version
 from archive_pipeline.signing import Signer
@@ -244,6 +245,7 @@ class _Newest:
     parts: Sequence[LinkedPart]
     link: Linked | None = None
     found: Published | None = None
+    erasure: Published | None = None
     superseded: list[Link] = field(default_factory=list)
 
 
@@ -463,6 +465,8 @@ class _Audit:
         self.end: Head | None = None
         self.expected: set[str] = set()
         self.replaced: dict[str, str] = {}
+        self.found: dict[str, dict[int, Published]] = {}
+        self.unproven: list[Punctured] = []
 
     # -- the chain ----------------------------------------------------------------------------------------------------
 
@@ -654,7 +658,10 @@ class _Audit:
             self.progress(index, len(linked), key)
             found = self.manifest(key, each)
             state = self.newest[each.link.month]
-            if found is not None and state.generation == each.link.generation:
+            if found is None:
+                continue
+            self.found.setdefault(each.link.month, {})[each.link.generation] = found
+            if state.generation == each.link.generation:
                 state.found = found
         unlinked = []
         for key in self.inventory.keys(f"{self.layout.manifests}year="):
@@ -716,7 +723,7 @@ class _Audit:
                 superseded = [*state.superseded, *([state.link.link] if state.link else [])] if state else []
                 self.expected |= {part.key for part in state.parts} if state else set()
                 self.newest[manifest.month.name] = _Newest(
-                    manifest.month.name, manifest.generation, parts, None, each, superseded
+                    manifest.month.name, manifest.generation, parts, None, each, superseded=superseded
                 )
         if numbers:
             return
@@ -747,6 +754,7 @@ class _Audit:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="archive-audit-", dir=scratch)))
             reader = stack.enter_context(ParquetReader(directory)) if self.deep else None
             for state in states:
+                self.erased(state)
                 seeds = self.salts(state)
                 listed = {part.key: part for part in state.found.manifest.parts} if state.found else {}
                 for number, part in enumerate(state.parts):
@@ -757,16 +765,51 @@ class _Audit:
                     if sound and reader is not None:
                         seed = seeds[number] if seeds is not None and number < len(seeds) else None
                         self.rows(state, part, listed.get(part.key), seed, reader, directory / "part.parquet")
+                if self.unproven:
+                    text = f"does not lead to the old root of {len(self.unproven)} part(s) that an erasure replaced"
+                    remedy = "their erased rows cannot be told from rows that never were; compare with a backup"
+                    self.find(Kind.OTHER_ROWS, state.month, self.erased_key(state), text, remedy)
                 self.leftovers(state)
             self.progress(total, total, "")
+
+    def erased(self, state: _Newest) -> None:
+        """What keeps the roots of replaced parts provable; the month's last erasure has all of it."""
+        self.unproven = []
+        generations = self.found.get(state.month, {})
+        found = [generations[number] for number in sorted(generations)]
+        if state.link is None and state.found is not None:
+            found.append(state.found)
+        erasures = [each for each in found if each.manifest.erased_sha256 is not None]
+        if not erasures or (sha256 := erasures[-1].manifest.erased_sha256) is None:
+            return
+        state.erasure = erasures[-1]
+        key = self.erased_key(state)
+        if not self.whole(state.month, key, sha256, None, "the object with hashes of erased rows") or not self.deep:
+            return
+        listed = {part.key for part in state.parts}
+        roots = {part.merkle_root for each in found for part in each.manifest.parts if part.key not in listed}
+        remedy = "the erasure was published wrong; the replaced parts cannot be proven any more"
+        try:
+            punctured = merkle.punctured_from_bytes(self.bucket.read(key))
+        except ValueError:
+            self.find(Kind.OTHER_ROWS, state.month, key, "does not hold hashes of erased rows", remedy)
+            return
+        if roots - {each.root.hex() for each in punctured}:
+            self.find(Kind.OTHER_ROWS, state.month, key, "lacks hashes of a part that was replaced", remedy)
+        nothing_left = [each for each in punctured if len(each.erased) == each.rows]
+        self.unproven = [
+            each for each in punctured if each not in nothing_left or merkle.root(each.leaves(())) != each.root
+        ]
+
+    def erased_key(self, state: _Newest) -> str:
+        assert state.erasure is not None  # noqa: S101 - narrows the type
+        manifest = state.erasure.manifest
+        return self.layout.erased(manifest.month, self.shard, manifest.generation)
 
     def salts(self, state: _Newest) -> list[merkle.Seeds] | None:
         if state.found is None:
             return None
         manifest = state.found.manifest
-        key = self.layout.erased(manifest.month, self.shard, manifest.generation)
-        if manifest.erased_sha256 is not None:
-            self.whole(state.month, key, manifest.erased_sha256, None, "the object with hashes of erased rows")
         key = self.layout.salts(manifest.month, self.shard, manifest.generation)
         if manifest.salts_sha256 is None:
             return None
@@ -826,6 +869,12 @@ class _Audit:
             return
         remedy = "the part was published wrong; compare it with Postgres before the month is pruned"
         columns = state.found.manifest.columns
+        self.unproven = [
+            each
+            for each in self.unproven
+            if each.rows - len(each.erased) != listed.digest.rows
+            or merkle.root(each.leaves(reader.texts(columns, path))) != each.root
+        ]
         if seeds is None:
             if difference := reader.digest(columns, path).difference(listed.digest):
                 self.find(Kind.OTHER_ROWS, state.month, part.key, f"holds {difference}", remedy)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pyarrow as pa
@@ -22,6 +23,8 @@ from archive_pipeline import chain, evidence, manifest, merkle, proofs, signing
 from archive_pipeline.archive import Target
 from archive_pipeline.audit import main
 from archive_pipeline.chain import Head, Linked, Previous, string_to_sign
+from archive_pipeline.digest import ParquetReader
+from archive_pipeline.erase import Erasure, erase
 from archive_pipeline.errors import ChainError
 from archive_pipeline.evidence import AuditReport, Kind, audit, audit_shard, remembered
 from archive_pipeline.manifest import Layout, Published
@@ -609,14 +612,18 @@ def test_of_a_superseded_generation_only_its_manifest_must_still_exist(room: Roo
     assert kinds(report) == [(JAN, "link without manifest")]
 
 
-def test_after_an_erasure_the_old_part_and_its_salts_must_be_gone(archived: Archived) -> None:
-    first = archived.found(MONTHS[0])
-    salts = archived.layout.salts(MONTHS[0], "main", 1)
-    seeds = merkle.salts_from_bytes(archived.bucket.read(salts))[0]
+def erase_january(a: Archived, scratch: Path, leaves: list[bytes] | None = None) -> Published:
+    """Publish a generation without any row of January, and leave everything of the one before where it is."""
+    first = a.found(MONTHS[0])
     part = first.manifest.parts[0]
-    body = merkle.punctured_to_bytes([Punctured.of(bytes.fromhex(part.merkle_root), seeds, {0: bytes(32)})])
-    archived.put(archived.layout.erased(MONTHS[0], "main", 2), body)
-    archived.publish(
+    seeds = merkle.salts_from_bytes(a.bucket.read(a.layout.salts(MONTHS[0], "main", 1)))[0]
+    if leaves is None:
+        a.bucket.download(part.key, scratch / "part")
+        with ParquetReader(scratch) as reader:
+            leaves = [each for some in reader.leaves(first.manifest.columns, scratch / "part", seeds) for each in some]
+    body = merkle.punctured_to_bytes([Punctured.of(bytes.fromhex(part.merkle_root), seeds, dict(enumerate(leaves)))])
+    a.put(a.layout.erased(MONTHS[0], "main", 2), body)
+    a.publish(
         replace(
             first.manifest,
             generation=2,
@@ -629,6 +636,12 @@ def test_after_an_erasure_the_old_part_and_its_salts_must_be_gone(archived: Arch
             erased_sha256=hashlib.sha256(body).hexdigest(),
         )
     )
+    return first
+
+
+def test_after_an_erasure_the_old_part_and_its_salts_must_be_gone(archived: Archived, tmp_path: Path) -> None:
+    first = erase_january(archived, tmp_path)
+    part, salts = first.manifest.parts[0], archived.layout.salts(MONTHS[0], "main", 1)
     report = archived.audit()
     assert kinds(report) == [(JAN, "leftover"), (JAN, "leftover")]
     assert {finding.key for finding in report.findings} == {part.key, salts}
@@ -636,6 +649,32 @@ def test_after_an_erasure_the_old_part_and_its_salts_must_be_gone(archived: Arch
     assert archived.audit(deep=True).sound
     archived.remove(archived.layout.erased(MONTHS[0], "main", 2))
     assert kinds(archived.audit()) == [(JAN, "missing")]
+
+
+@pytest.mark.parametrize("hashes", [300, 299], ids=["other hashes", "a row too few"])
+def test_an_erasure_whose_hashes_do_not_lead_to_the_old_root_is_found(
+    archived: Archived, tmp_path: Path, hashes: int
+) -> None:
+    first = erase_january(archived, tmp_path, [bytes(32)] * hashes)
+    archived.remove(first.manifest.parts[0].key, archived.layout.salts(MONTHS[0], "main", 1))
+    assert archived.audit().sound
+    (finding,) = archived.audit(deep=True).findings
+    assert (finding.month, finding.kind) == (JAN, Kind.OTHER_ROWS)
+    assert "does not lead to the old root of 1 part(s)" in finding.text
+
+
+def test_erasures_with_late_rows_between_leave_every_old_root_provable(room: Room) -> None:
+    room.target = replace(room.target, signer=SIGNER)
+    room.fill(200)
+    room.archive()
+    for number in (1, 2):
+        room.admin.execute("DELETE FROM audit_logs")
+        request = Erasure("tenant_id", str(UUID(int=number)), "ann", "request 4711")
+        erase(room.shard, room.target, request, dry_run=False)
+        room.log("2025-01-15", tenant_id=room.tenant(UUID(int=5)))
+        room.archive()
+    report = audit_shard(room.shard, room.target.bucket, room.target.layout, room.target.table, deep=True)
+    assert (report.findings, report.notes, report.links) == ((), (), 5)
 
 
 @versioned
