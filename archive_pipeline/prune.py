@@ -29,7 +29,7 @@ it stays beside the table, whole and archived, and the reason says so.
 import argparse
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -37,6 +37,7 @@ from enum import StrEnum
 import psycopg
 from psycopg import sql
 
+from archive_pipeline import turns
 from archive_pipeline.archive import MonthReport, archive_month
 from archive_pipeline.columns import discover
 from archive_pipeline.detaching import Detaching, Patience
@@ -401,6 +402,9 @@ class _Work:
         """A partition whose table is gone."""
         if row.state == "refused":
             return []
+        if not row.is_begun:  # a proposal that has nothing left to propose
+            self.prunes.forget(row)
+            return []
         if row.state == "dropping":  # died after the drop
             self.prunes.record_dropped(row)
             return [self.report(row, Outcome.DROPPED)]
@@ -716,7 +720,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         print(f"approved: {name}")
                 case _:
                     month = Month.parse(options.month, policy.zone) if options.month else None
-                    pruned = run(shard, target, policy, month=month, dry_run=options.dry_run)
+                    # A dry run takes no turn: it writes nothing.
+                    with nullcontext() if options.dry_run else turns.pruning(shard, target.table):
+                        pruned = run(shard, target, policy, month=month, dry_run=options.dry_run)
                     _print(pruned)
                     failed = failed or any(each.outcome.is_finding for each in pruned)
     return 1 if failed else 0

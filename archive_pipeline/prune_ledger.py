@@ -243,6 +243,15 @@ class Prunes:
         with self._shard.transaction() as connection:
             connection.execute(RECORD, {"id": row.id, "state": state, "reason": reason})
 
+    def forget(self, row: Prune) -> None:
+        """Remove a proposal.
+
+        Args:
+            row: of the partition; nothing was done about it.
+        """
+        with self._shard.transaction() as connection:
+            connection.execute("DELETE FROM archive.prunes WHERE id = %s", (row.id,))
+
     def record_reason(self, row: Prune, reason: str) -> None:
         """Note why a partition did not come further, whatever state it has reached.
 
