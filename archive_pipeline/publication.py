@@ -8,7 +8,6 @@ run; whatever is missing after it is derived from it.
 """
 
 import errno
-import tempfile
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from archive_pipeline.merkle import Seeds
 from archive_pipeline.months import Month
 from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.parts import LocalPart, PartSize
+from archive_pipeline.scratch import scratch_directory
 from archive_pipeline.signing import Signer
 from archive_pipeline.snapshot import BATCH_BYTES, SourceTable
 from scaling.errors import UserError
@@ -299,16 +299,20 @@ def scratch(target: Target) -> Iterator[Path]:
         target: where it may be.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or there is no memory left.
     """
-    with tempfile.TemporaryDirectory(prefix="archive-", dir=target.scratch, ignore_cleanup_errors=True) as directory:
+    with scratch_directory(target.scratch) as directory:
         try:
-            yield Path(directory)
+            yield directory
+        except MemoryError:
+            raise UserError(
+                "there is not enough memory for the month; lower ARCHIVE_PARALLELISM, or give the run more"
+            ) from None
         except OSError as error:
             if not is_disk_full(error):
                 raise
             raise UserError(
-                f"the disk of {Path(directory).parent} is full; a month needs about its size in Postgres there; "
+                f"the disk of {directory.parent} is full; a month needs about its size in Postgres there; "
                 "set TMPDIR to a larger disk"
             ) from None
 

@@ -412,6 +412,8 @@ class Snapshot:
         except (AdbcError, pa.ArrowException, OSError) as error:  # the latter two in the middle of the stream
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of this machine's disk
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and "memory" in str(error)):  # libpq's
+                raise MemoryError from None
             if self._has_unreachable_time():
                 raise self._too_late() from None
             raise SourceLostError(self._month.name) from error

@@ -32,6 +32,8 @@ def main(more_bytes: int, scratch: str) -> None:
         scratch=Path(scratch),
     )
     shard = Shard("main", load(DatabaseSettings).database_url.get_secret_value())
+    with shard.arrow():
+        pass  # its driver is loaded now: the ceiling is for the rows
     archive_month(shard, target, Month(2025, 1), on_step=limit)
 
 
