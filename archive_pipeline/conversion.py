@@ -265,6 +265,7 @@ def plan(shard: Shard, conversion: Conversion) -> Plan:
     """
     names = _names(shard, conversion)
     with shard.owner() as connection:
+        _prepare_session(connection, conversion.table)
         return preflight(connection, names, conversion.zone)
 
 
@@ -442,8 +443,8 @@ class _Worker:
         if planned.blockers:
             raise ConversionRefusedError(str(self.table), [str(each) for each in planned.blockers])
         self._record(planned)
-        self.on_step(Step.RECORDED)
         try:
+            self.on_step(Step.RECORDED)
             self._make_schema()
             key = statements.key_columns(planned.before)
             if planned.before.primary_key is None or planned.before.primary_key.columns != key:
