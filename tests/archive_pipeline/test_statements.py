@@ -134,6 +134,8 @@ def test_each_place_that_reads_the_table_has_instants_of_its_own() -> None:
     inner = f"SELECT 1 FROM audit_logs i WHERE {a} AND i.id = o.id AND {b}"
     assert set(spans(f"SELECT o.id FROM audit_logs o WHERE EXISTS ({inner})")) == {Span(), two}
     assert spans(f"SELECT o.id FROM audit_logs o JOIN audit_logs i USING (id) WHERE {a} AND {b}") == [one, two]
+    lateral = f"SELECT o.id FROM audit_logs o LEFT JOIN LATERAL (SELECT 1 FROM audit_logs i WHERE {a}) x ON true"
+    assert spans(lateral) == [Span(), Span()]
     # Which table an unqualified name belongs to cannot be told here, so nothing is narrowed.
     assert spans("SELECT 1 FROM audit_logs o, audit_logs i WHERE created_at >= '2025-01-01'") == [Span(), Span()]
 
@@ -169,6 +171,22 @@ def test_narrowing_a_statement_to_months_never_changes_its_answer(
     )
     there = sqlglot.transpile(athena(query), read="athena", write="duckdb")[0]
     assert rows.execute(there).fetchall() == answer
+
+
+@pytest.mark.parametrize(
+    ("condition", "months"),
+    [
+        ("created_at >= '2024-11-05'", '"year" >= 2024 AND ("year" > 2024 OR ("year" = 2024 AND "month" >= 11))'),
+        ("created_at < '2025-03-01'", '"year" <= 2025 AND ("year" < 2025 OR ("year" = 2025 AND "month" <= 2))'),
+        ("created_at >= '2024-01-01' AND created_at < '2026-01-01'", '"year" >= 2024 AND "year" <= 2025'),
+        ("created_at::DATE = '2025-01-31'", '"year" = 2025 AND "month" = 1'),
+        ("created_at BETWEEN '2025-01-31' AND '2025-03-01'", '"year" = 2025 AND "month" BETWEEN 1 AND 3'),
+    ],
+)
+def test_athena_is_told_the_months_of_a_time_range(condition: str, months: str) -> None:
+    assert f'(SELECT * FROM "audit"."audit_logs" WHERE {months}) AS "audit_logs"' in athena(
+        f"SELECT id FROM audit_logs WHERE {condition}"
+    )
 
 
 # case 21
