@@ -358,8 +358,9 @@ def punctured_from_bytes(body: bytes) -> list[Punctured]:
                 blocks.append(take(SEED_BYTES))
             elif kind == b"\x01":
                 bits = take(-(-size // 8))
-                erased = int.from_bytes(bits, "little").bit_count()
-                if not 0 < erased <= size:
+                marks = int.from_bytes(bits, "little")
+                erased = marks.bit_count()
+                if not erased or marks.bit_length() > size:
                     raise ValueError("the leaf hashes of erased rows are damaged")
                 blocks.append(bits + take(erased * HASH_BYTES + (size - erased) * SALT_BYTES))
             else:

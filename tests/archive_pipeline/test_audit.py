@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import boto3
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.parts import PartSize
 from archive_pipeline.signing import LocalSigner, new_key
 from archive_pipeline.snapshot import SourceTable
+from devstack.aws import Aws
 from devstack.servers import Servers
 from scaling.databases import Shard
 from scaling.errors import UserError
@@ -563,6 +565,27 @@ def test_a_key_is_not_valid_outside_the_time_of_its_use(archived: Archived) -> N
         "last_used_at = last_used_at - interval '1 year'"
     )
     assert {kind for _, kind in kinds(archived.audit())} == {"wrong key"}
+
+
+def test_a_chain_signed_by_kms_is_sound_and_only_as_long_as_its_public_key_is_known(
+    room: Room, aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in aws.environment().items():
+        monkeypatch.setenv(name, value)
+    kms = boto3.client("kms")
+    key = kms.create_key(KeyUsage="SIGN_VERIFY", KeySpec="RSA_2048")["KeyMetadata"]["KeyId"]
+    monkeypatch.setenv("ARCHIVE_SIGNING_KMS_KEY", key)
+    signer = signing.signer_from(load(ArchiveSettings))
+    assert signer is not None
+    room.target = replace(room.target, signer=signer)
+    room.log("2025-01-15")
+    room.archive()
+    assert main([]) == 0
+    source = room.admin.execute("SELECT fingerprint, source FROM archive.signing_keys").fetchall()
+    assert source == [(signer.fingerprint, "kms")]
+    room.admin.execute("DELETE FROM archive.signing_keys")
+    report = audit_shard(room.shard, room.target.bucket, room.target.layout, room.target.table)
+    assert kinds(report) == [(JAN, "wrong key")]
 
 
 def test_an_unsigned_archive_is_sound_until_a_key_was_in_use(room: Room) -> None:

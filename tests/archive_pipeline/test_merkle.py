@@ -114,6 +114,13 @@ def test_every_leaf_can_be_proven_and_nothing_else(leaves: list[bytes], data: st
             assert not verify_proof(leaves[index], index, len(leaves), (*path[:spot], other, *path[spot + 1 :]), tree)
 
 
+def test_a_proof_of_a_smaller_tree_is_none_of_a_larger_one() -> None:
+    path = proof(LEAVES[:4], 0)
+    assert verify_proof(LEAVES[0], 0, 4, path, root(LEAVES[:4]))
+    assert not verify_proof(LEAVES[0], 0, 8, path, root(LEAVES[:4]))
+    assert not verify_proof(root(LEAVES[:2]), 0, 4, path[1:], root(LEAVES[:4]))
+
+
 def test_a_leaf_outside_the_tree_has_no_proof() -> None:
     with pytest.raises(IndexError):
         proof(LEAVES, 8)
@@ -184,6 +191,13 @@ def test_other_bytes_than_an_erasures_are_refused(body: bytes) -> None:
     except ValueError:
         return
     assert punctured_to_bytes(parts) == body
+
+
+@pytest.mark.parametrize("marks", [0b00000000, 0b10000000], ids=["no row", "a row after the last"])
+def test_a_record_of_an_erasure_that_marks_no_row_is_refused(marks: int) -> None:
+    salts = bytes(16 * 5) if not marks else bytes(16 * 4 + 32)
+    with pytest.raises(ValueError, match="damaged"):
+        punctured_from_bytes(EMPTY_ROOT + (5).to_bytes(8, "big") + bytes([1, marks]) + salts)
 
 
 @pytest.mark.parametrize("cut", [1, 40, 41, 100])

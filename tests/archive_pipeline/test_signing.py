@@ -2,7 +2,7 @@
 
 import base64
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import boto3
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from moto.server import ThreadedMotoServer
 
 from archive_pipeline.signing import (
     KmsSigner,
@@ -23,6 +22,7 @@ from archive_pipeline.signing import (
     signer_from,
     verify,
 )
+from devstack.aws import Aws
 from scaling.errors import UserError
 from scaling.settings import ArchiveSettings, load
 
@@ -34,22 +34,10 @@ def pem() -> str:
     return new_key(2048)
 
 
-@pytest.fixture(scope="module")
-def kms_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def kms(kms_endpoint: str, settings_environment: Callable[..., None]) -> Any:
+def kms(aws: Aws, settings_environment: Callable[..., None]) -> Any:
     settings_environment(
-        AWS_ENDPOINT_URL_KMS=kms_endpoint,
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        ARCHIVE_BUCKET="archive",
+        **aws.environment(), AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", ARCHIVE_BUCKET="archive"
     )
     return boto3.client("kms", region_name="us-east-1")
 
@@ -111,9 +99,10 @@ def test_the_settings_choose_between_a_local_key_a_kms_key_and_none(
 
 def test_a_kms_alias_pointed_at_another_key_does_not_change_the_key_of_a_run(kms: Any) -> None:
     first, second = a_key(kms), a_key(kms)
-    kms.create_alias(AliasName="alias/chain", TargetKeyId=first)
-    signer = KmsSigner(kms, "alias/chain")
-    kms.update_alias(AliasName="alias/chain", TargetKeyId=second)
+    alias = f"alias/{first}"
+    kms.create_alias(AliasName=alias, TargetKeyId=first)
+    signer = KmsSigner(kms, alias)
+    kms.update_alias(AliasName=alias, TargetKeyId=second)
     signs(signer)
 
 
