@@ -235,11 +235,11 @@ def link(
     Returns:
         The chain's newest link.
     """
+    if target.signer is not None:
+        held.record_signing_key(target.signer)  # before the link: a run that dies after it leaves none by an unknown key
     head = chain.append(target.bucket, target.layout, target.signer, found, pinned=held.chain_head(), now=held.clock())
     on_step(Step.LINKED)
     held.pin(head)
-    if target.signer is not None:
-        held.record_signing_key(target.signer)
     return head
 
 
