@@ -236,7 +236,7 @@ def link(
         The chain's newest link.
     """
     if target.signer is not None:
-        held.record_signing_key(target.signer)  # before the link: a run that dies after it leaves none by an unknown key
+        held.record_signing_key(target.signer)  # before the link: none may be by an unknown key
     head = chain.append(target.bucket, target.layout, target.signer, found, pinned=held.chain_head(), now=held.clock())
     on_step(Step.LINKED)
     held.pin(head)
