@@ -198,6 +198,12 @@ def erase_rows(context: dg.OpExecutionContext, config: EraseConfig, archive: Arc
         with archive.databases() as router:
             reports = [erase(shard, target, request, dry_run=config.dry_run) for shard in router.shards()]
         _show(context, metadata.of_erased(reports), dry_run=config.dry_run)
+        left = sum(report.would_return for report in reports)
+        if left and not config.dry_run:
+            raise UserError(
+                f"{left} such row(s) of archived months are in Postgres still, and would be archived again as late "
+                "ones; delete them there, and launch this job again"
+            )
 
 
 @dg.job(executor_def=dg.in_process_executor, tags=TAGS)
