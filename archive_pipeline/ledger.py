@@ -9,7 +9,7 @@ epoch, which a run that lost its session without noticing finds moved on before 
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 
 import psycopg
@@ -218,20 +218,21 @@ class Lease:
 
 
 @contextmanager
-def lease(shard: Shard, table: SourceTable, month: Month) -> Iterator[Lease]:
+def lease(shard: Shard, table: SourceTable, month: Month, *, session: Connection | None = None) -> Iterator[Lease]:
     """Take the month, for as long as the block runs.
 
     Args:
         shard: whose rows are archived; its ``archive`` schema keeps the row.
         table: the source.
         month: to be archived.
+        session: that holds the lease until it ends, for many months at once; None opens one for the block.
 
     Raises:
         MonthBusyError: another run has it.
         UserError: months of this table were archived in another time zone, so the new one would overlap them.
     """
     identity: dict[str, object] = {"source_table": str(table), "shard": shard.name, "month": month.partition_key}
-    with shard.dedicated() as connection:
+    with shard.dedicated() if session is None else nullcontext(session) as connection:
         row = connection.execute(LOCK, (f"archive {table} {month.name}",)).fetchone()
         if not (row and row[0]):
             owner = connection.execute(OWNER.encode(), identity).fetchone()

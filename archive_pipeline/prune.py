@@ -614,9 +614,10 @@ class _Work:
 
     @contextmanager
     def leases(self, months: Sequence[Month]) -> Iterator[list[Lease]]:
-        """The leases on months, so that no export of theirs overlaps."""
-        with ExitStack() as stack:
-            yield [stack.enter_context(lease(self.shard, self.target.table, month)) for month in months]
+        """The leases on months, so that no export of theirs overlaps; all of one session, a partition may have 100."""
+        with self.shard.dedicated() as session, ExitStack() as stack:
+            taken = [lease(self.shard, self.target.table, month, session=session) for month in months]
+            yield [stack.enter_context(each) for each in taken]
 
 
 def _confirm(held: Iterable[Lease]) -> None:

@@ -330,6 +330,24 @@ def test_a_row_written_to_the_detached_table_by_its_name_is_found_and_archived(j
 
 
 # case 27
+def test_a_row_of_a_month_that_was_not_compared_is_found_and_archived(room: Room) -> None:
+    convert(room.admin, room.shard, first=FEBRUARY)
+    room.fill(20)
+    room.archive()
+
+    def insert() -> None:
+        room.admin.execute(
+            f"INSERT INTO {SCHEMA}.audit_logs_before (id, tenant_id, action, created_at) "
+            "VALUES (gen_random_uuid(), %s, 'old', '2023-07-01+00')",
+            (TENANT,),
+        )
+
+    (found,) = pruned(room, on_step=at(Step.ARCHIVED, insert))
+    assert (found.outcome, found.rows, found.months) == (Outcome.DROPPED, 21, ("2023-07", "2025-01"))
+    assert room.rows("SELECT count(*) AS n FROM audit_logs") == [{"n": 21}]
+
+
+# case 27
 def test_a_writer_who_comes_during_the_last_comparison_waits_and_is_told_that_the_table_is_gone(january: Room) -> None:
     errors: list[BaseException] = []
     writer = threading.Thread(target=lambda: errors.append(_failure(late_row(january, JANUARY_TABLE))))
@@ -529,6 +547,37 @@ def test_a_cancelled_detach_is_finished_by_the_next_run_and_inserts_recover(janu
     found = pruned(january, on_step=at(Step.REPLACED, late_row(january)))
     assert outcomes(found)[0] == ("audit_logs_2025_01", Outcome.DROPPED)
     assert archived(january) == (301, 301)
+
+
+# case 35
+def test_a_detach_that_the_server_still_runs_for_a_dead_client_is_waited_for(january: Room) -> None:
+    prune.propose(january.shard, january.target, AUTO)
+    january.admin.execute("UPDATE archive.prunes SET state = 'detaching'")
+    found: list[Pruned] = []
+
+    def orphaned() -> None:
+        with january.shard.owner() as owner:
+            try:
+                owner.execute(f"ALTER TABLE audit_logs DETACH PARTITION {JANUARY_TABLE} CONCURRENTLY")
+            except psycopg.Error:  # the finishing came first
+                return
+
+    def waiting(statement: str) -> bool:
+        query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+        return january.admin.execute(query, (f"ALTER TABLE%{statement}",)).rowcount == 1
+
+    orphan = threading.Thread(target=orphaned)
+    runner = threading.Thread(target=lambda: found.extend(until_free(lambda: pruned(january))))
+    with january.shard.owner(autocommit=False) as reader:
+        reader.execute("SELECT count(*) FROM audit_logs")
+        orphan.start()
+        wait_until(lambda: waiting("CONCURRENTLY"))
+        runner.start()
+        wait_until(lambda: waiting("FINALIZE"))
+    orphan.join()
+    runner.join()
+    assert ("audit_logs_2025_01", Outcome.DROPPED) in outcomes(found)
+    assert archived(january) == (300, 300)
 
 
 # case 35
