@@ -51,7 +51,7 @@ def proof(leaves: Iterable[bytes], index: int) -> tuple[bytes, ...]:
     """What shows that a leaf is in the tree: the hashes beside its way to the root, RFC 6962 section 2.1.1.
 
     Args:
-        leaves: hashes of 32 bytes, in order.
+        leaves: hashes of 32 bytes, in order; an iterator is read piece by piece and never held whole.
         index: of the leaf, 0, 1, 2 …
 
     Returns:
@@ -60,15 +60,17 @@ def proof(leaves: Iterable[bytes], index: int) -> tuple[bytes, ...]:
     Raises:
         IndexError: there is no such leaf.
     """
-    level = list(leaves)
-    if not 0 <= index < len(level):
+    rest = iter(leaves)
+    path: list[bytes] | None = None
+    level: list[bytes] = []
+    while chunk := list(islice(rest, LEAVES_A_CHUNK)):
+        within = index - len(level) * LEAVES_A_CHUNK
+        if 0 <= within < len(chunk):
+            path = _path(chunk, within)
+        level.append(root(chunk))
+    if path is None:
         raise IndexError(index)
-    path = []
-    while len(level) > 1:
-        if index ^ 1 < len(level):
-            path.append(level[index ^ 1])
-        level, index = _above(level), index >> 1
-    return tuple(path)
+    return (*path, *_path(level, index // LEAVES_A_CHUNK))
 
 
 def verify_proof(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
@@ -96,6 +98,15 @@ def verify_proof(leaf: bytes, index: int, size: int, proof: Sequence[bytes], roo
             hashed = _node(hashed, beside)
         index, last = index >> 1, last >> 1
     return last == 0 and hashed == root
+
+
+def _path(level: list[bytes], index: int) -> list[bytes]:
+    path = []
+    while len(level) > 1:
+        if index ^ 1 < len(level):
+            path.append(level[index ^ 1])
+        level, index = _above(level), index >> 1
+    return path
 
 
 def _above(level: list[bytes]) -> list[bytes]:

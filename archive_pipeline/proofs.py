@@ -150,7 +150,9 @@ def check(body: bytes, public_key: bytes | None = None) -> Checked:
         return Checked(
             "the archive is not signed: set ARCHIVE_SIGNING_KEY, and rows archived from then on can be proven"
         )
-    if key is None or signing.fingerprint(key) != link.key_fingerprint:
+    if key is None:
+        return Checked(f"it carries no public key; name the one of {link.key_fingerprint} with --public-key")
+    if signing.fingerprint(key) != link.key_fingerprint:
         return Checked(f"the link is signed with another key, {link.key_fingerprint}")
     if not linked.signed_by(key):
         return Checked("the signature is not by this key over this link")
@@ -212,9 +214,10 @@ def _proof(
         raise UserError(
             f"no link of the chain lists s3://{bucket.name}/{found.key}; run month {manifest.month.name} again"
         )
-    leaves = list(joined.from_iterable(reader.leaves(columns, path, seeds)))
+    path_up = merkle.proof(joined.from_iterable(reader.leaves(columns, path, seeds)), row)
     text, salt = reader.row_text(columns, path, row), seeds.salt(row)
-    if merkle.root(leaves).hex() != part.merkle_root or merkle.leaf(salt, text) != leaves[row]:
+    root = bytes.fromhex(part.merkle_root)
+    if not merkle.verify_proof(merkle.leaf(salt, text), row, part.digest.rows, path_up, root):
         raise UserError(f"s3://{bucket.name}/{part.key} has another Merkle root than was published; {AUDIT}")
     known = keys.get(linked.link.key_fingerprint or "")
     fields: dict[str, Any] = {
@@ -223,7 +226,7 @@ def _proof(
         "salt": salt,
         "index": row,
         "rows": part.digest.rows,
-        "path": [each.hex() for each in merkle.proof(leaves, row)],
+        "path": [each.hex() for each in path_up],
         "part": part.key,
         "manifest": manifest.to_bytes().decode(),
         "link": linked.link.to_bytes().decode(),

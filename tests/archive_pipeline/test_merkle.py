@@ -87,6 +87,8 @@ def test_the_audit_paths_are_those_of_rfc_6962(index: int, size: int) -> None:
 def test_a_tree_of_several_chunks_has_the_root_of_the_definition(size: int) -> None:
     leaves = [number.to_bytes(32, "big") for number in range(size)]
     assert root(iter(leaves)) == recursive(leaves)
+    for index in {0, LEAVES_A_CHUNK - 2, len(leaves) // 2, len(leaves) - 1}:
+        assert verify_proof(leaves[index], index, len(leaves), proof(iter(leaves), index), root(leaves))
 
 
 def test_roots_of_equal_subtrees_stand_in_for_their_leaves() -> None:
