@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archive_pipeline import merkle
@@ -96,6 +96,7 @@ def test_roots_of_equal_subtrees_stand_in_for_their_leaves() -> None:
     assert root(root(leaves[at : at + 64]) for at in range(0, 300, 64)) == root(leaves)
 
 
+@settings(deadline=None)
 @given(st.lists(hashes, min_size=1, max_size=70), st.data())
 def test_every_leaf_can_be_proven_and_nothing_else(leaves: list[bytes], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(leaves) - 1))
@@ -147,6 +148,7 @@ def test_salts_survive_their_bytes_and_damaged_ones_are_refused() -> None:
         salts_from_bytes(body[:-1])
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 2 * ROWS_A_SEED + 7).flatmap(
         lambda rows: st.tuples(st.just(rows), st.sets(st.integers(0, rows - 1)), st.sets(st.integers(0, rows - 1)))
@@ -186,6 +188,7 @@ def test_an_erasure_of_no_such_row_is_refused() -> None:
         Punctured.of(EMPTY_ROOT, Seeds.fresh(3), {3: LEAVES[0]})
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_other_bytes_than_an_erasures_are_refused(body: bytes) -> None:
     try:
