@@ -42,7 +42,13 @@ IDENTIFIER_BYTES = 63
 
 # A detach waits for readers, however long they read; a shorter timeout would leave it pending. With row_security off
 # Postgres refuses to read where a policy would hide rows from the owner.
-SESSION = {"lock_timeout": "0", "statement_timeout": "0", "row_security": "off", "TimeZone": "UTC"}
+SESSION = {
+    "lock_timeout": "0",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "row_security": "off",
+    "TimeZone": "UTC",
+}
 
 PARENT = "SELECT oid, relkind::text FROM pg_class WHERE oid = to_regclass(%s)"
 
@@ -55,7 +61,7 @@ WHERE c.oid = %(oid)s
 
 LONG_TRANSACTIONS = """
 SELECT count(DISTINCT a.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.relation = %(parent)s AND a.pid <> pg_backend_pid()
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY(%(relations)s) AND a.pid <> pg_backend_pid()
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND a.xact_start < clock_timestamp() - make_interval(secs => %(seconds)s)
 """
@@ -215,7 +221,8 @@ class Detaching:
         seconds = self._patience.long_transaction
 
         def long_ones() -> int:
-            found = self.owner.execute(LONG_TRANSACTIONS, {"parent": self._oid, "seconds": seconds}).fetchone()
+            values = {"relations": [self._oid, row.oid], "seconds": seconds}
+            found = self.owner.execute(LONG_TRANSACTIONS, values).fetchone()
             return found[0] if found else 0
 
         try:

@@ -346,8 +346,7 @@ class _Work:
     ) -> PartitionFacts:
         covered = self.detaching.covered(table, from_at, to_at, self.policy.zone)
         known = self.prunes.archived(list(covered))
-        with self.shard.transaction() as connection:
-            held = {month: tuple(map(str, holds(connection, self.target.table, month))) for month in covered}
+        held = {month: self.holds(month) for month in covered}
         past_retention = to_at <= self.oldest_kept().start
         facts = []
         for month, has_rows in covered.items():
@@ -358,6 +357,10 @@ class _Work:
             pruned = archived is not None and archived.pruned
             facts.append(MonthFacts(month, has_rows, archived is not None, pruned, problem, held[month]))
         return PartitionFacts(str(table), from_at, to_at, tuple(facts))
+
+    def holds(self, month: Month) -> tuple[str, ...]:
+        with self.shard.transaction() as connection:
+            return tuple(map(str, holds(connection, self.target.table, month)))
 
     # What dead runs left.
 
@@ -561,6 +564,8 @@ class _Work:
                     return False
                 soundness = self.soundness()
                 for each in compared:
+                    if held_back := self.holds(each.month):
+                        raise _RefusedError(f"month {each.month.name} must stay: {'; '.join(held_back)}")
                     if problem := soundness.missing_object(each.found):
                         raise _RefusedError(f"month {each.month.name} is not sound in the bucket: {problem}")
                 self.on_step(Step.COMPARED)

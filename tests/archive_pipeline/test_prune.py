@@ -836,6 +836,18 @@ def test_a_hold_placed_while_a_month_is_half_pruned_puts_it_back(january: Room, 
     assert in_postgres(january) == 300
 
 
+# case 71
+def test_a_hold_placed_just_before_the_drop_puts_the_month_back(january: Room) -> None:
+    def hold() -> None:
+        with january.shard.transaction() as connection:
+            place(connection, january.target.table, month=JANUARY, reason="a lawsuit", by="legal")
+
+    (found,) = pruned(january, on_step=at(Step.ARCHIVED, hold))
+    assert found.outcome is Outcome.PUT_BACK
+    assert "legal hold" in found.reason
+    assert in_postgres(january) == 300
+
+
 def test_only_the_month_that_was_asked_for_is_pruned(january: Room) -> None:
     january.archive(FEBRUARY)
     assert outcomes(pruned(january, month=FEBRUARY)) == [("audit_logs_2025_02", Outcome.DROPPED)]
