@@ -52,6 +52,8 @@ SMALL_SHARE = 0.5
 SAMPLE_ROWS = 20_000
 IDS_A_STATEMENT = 50_000
 
+# What identifies the cluster that a standby replays; NULL for a server that is none.
+CLUSTER = "SELECT system_identifier FROM pg_control_system() WHERE pg_is_in_recovery()"
 REPLICA_PATIENCE_SECONDS = 120.0
 REPLICA_LOOK_SECONDS = 0.5
 
@@ -513,21 +515,28 @@ def caught_up_replica(
         sleep: waits.
 
     Returns:
-        The replica; None when there is none, it does not answer, or it stays behind: then the primary is read.
+        The replica; None when there is none, it does not answer, it is none of this database, or it stays behind: then
+        the primary is read.
     """
     if shard.replica is None:
         return None
+    with shard.transaction() as primary:
+        [(mine,)] = primary.execute("SELECT system_identifier FROM pg_control_system()").fetchall()
     began = clock()
     while True:
         try:
             with shard.replica.dedicated() as connection:
-                row = connection.execute(
-                    "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %s::pg_lsn", (at_least,)
-                ).fetchone()
+                [(cluster, shows)] = connection.execute(
+                    f"SELECT ({CLUSTER}), pg_last_wal_replay_lsn() >= %s::pg_lsn", (at_least,)
+                ).fetchall()
         except UserError:
             logger.warning("the replica of shard %s does not answer; the primary is read", shard.name)
             return None
-        if row and row[0]:
+        if cluster != mine:
+            # Promoted, or the replica of another database: its positions say nothing about this one's rows.
+            logger.warning("DATABASE_REPLICA_URL of shard %s is no replica of it; the primary is read", shard.name)
+            return None
+        if shows:
             return shard.replica
         if clock() - began > patience:
             logger.warning(

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -19,7 +20,7 @@ from devstack.postgres import Postgres
 from devstack.processes import VAR
 from devstack.servers import Database, Servers
 from scaling import migrate
-from scaling.databases import Shard
+from scaling.databases import Lsn, Shard
 from scaling.errors import UserError
 from tests.archive_pipeline import standby
 from tests.archive_pipeline.conftest import JANUARY, Room
@@ -46,6 +47,15 @@ def prepare(server: Postgres) -> None:
 def pair(shared_pair: Pair) -> Iterator[Pair]:
     yield shared_pair
     shared_pair.resume_replay()
+
+
+@pytest.fixture
+def other_pair() -> Iterator[Pair]:
+    """Two servers that the test may ruin."""
+    with standby.running(VAR / "test" / f"{os.getpid()}-other-replica") as pair:
+        prepare(pair.primary)
+        pair.wait_for_replay()
+        yield pair
 
 
 @pytest.fixture
@@ -148,6 +158,20 @@ def test_a_replica_that_does_not_answer_is_not_read(january: Room) -> None:
     assert_complete(january, report, ROWS)
 
 
+# case 40
+def test_a_server_that_is_no_replica_of_the_primary_is_not_read(
+    january: Room, running_servers: Servers, other_pair: Pair
+) -> None:
+    with running_servers.database() as unrelated:
+        standbys = [unrelated.dsn, saas.pipeline_dsn(other_pair.replica, servers.TEMPLATE)]
+        for replica_dsn in standbys:
+            with closing(Shard("main", january.database.dsn, replica_dsn=replica_dsn)) as shard:
+                assert caught_up_replica(shard, Lsn("0/0"), patience=0) is None
+        january.shard.close()
+        january.shard = Shard("main", january.database.dsn, replica_dsn=unrelated.dsn)
+        assert_complete(january, january.archive(), ROWS)
+
+
 # case 41
 @pytest.mark.parametrize("step", [Step.SNAPSHOT, Step.EXTRACTED])
 def test_a_month_whose_reading_the_replica_cancels_begins_again_and_no_part_of_it_stays(
@@ -229,30 +253,31 @@ def test_a_primary_that_restarts_in_the_middle_loses_the_attempt_and_the_next_re
 
 # case 42
 def test_a_failover_in_the_middle_loses_the_attempt_and_the_promoted_replica_is_archived_whole(
-    room: Room,
+    room: Room, other_pair: Pair
 ) -> None:
-    with standby.running(VAR / "test" / f"{os.getpid()}-failover") as pair:
-        prepare(pair.primary)
-        name = servers.TEMPLATE
-        database = Database(
-            name, pair.primary.dsn(name), saas.pipeline_dsn(pair.primary, name), saas.owner_dsn(pair.primary, name)
-        )
-        with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
-            here = Room(shard_of(database, pair), admin, room.target, database, room.bucket)
-            here.fill(ROWS)
-        pair.wait_for_replay()
+    name = servers.TEMPLATE
+    database = Database(
+        name,
+        other_pair.primary.dsn(name),
+        saas.pipeline_dsn(other_pair.primary, name),
+        saas.owner_dsn(other_pair.primary, name),
+    )
+    with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
+        here = Room(shard_of(database, other_pair), admin, room.target, database, room.bucket)
+        here.fill(ROWS)
+    other_pair.wait_for_replay()
 
-        def fail_over() -> None:
-            assert pair.primary.child is not None
-            os.kill(pair.primary.child.process.pid, signal.SIGQUIT)
-            pair.primary.child.process.wait()
-            with psycopg.connect(pair.replica.dsn(), autocommit=True) as connection:
-                assert connection.execute("SELECT pg_promote()").fetchall() == [(True,)]
+    def fail_over() -> None:
+        assert other_pair.primary.child is not None
+        os.kill(other_pair.primary.child.process.pid, signal.SIGQUIT)
+        other_pair.primary.child.process.wait()
+        with psycopg.connect(other_pair.replica.dsn(), autocommit=True) as connection:
+            assert connection.execute("SELECT pg_promote()").fetchall() == [(True,)]
 
-        with pytest.raises(UserError):
-            here.archive(on_step=at(Step.SNAPSHOT, fail_over))
-        assert here.manifests() == []
-        here.shard.close()
-        here.shard = Shard("main", saas.pipeline_dsn(pair.replica, name))
-        assert_complete(here, here.archive(), ROWS)
-        here.shard.close()
+    with pytest.raises(UserError):
+        here.archive(on_step=at(Step.SNAPSHOT, fail_over))
+    assert here.manifests() == []
+    here.shard.close()
+    here.shard = Shard("main", saas.pipeline_dsn(other_pair.replica, name))
+    assert_complete(here, here.archive(), ROWS)
+    here.shard.close()
