@@ -58,7 +58,7 @@ from archive_pipeline.objects import Version
 from archive_pipeline.parts import write_part
 from archive_pipeline.publication import Encoded, Target
 from archive_pipeline.ranges import SCHEME, PartsFileSystem
-from archive_pipeline.restore import canonical, configured
+from archive_pipeline.restore import RESTORED, canonical, configured
 from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
@@ -79,6 +79,13 @@ VALUES (%s, %s, %s, %s, %s, %s, %s)
 NOTE = "UPDATE archive.erasures SET generations = generations || %s::jsonb WHERE id = %s"
 NOTED = "SELECT generations FROM archive.erasures WHERE id = %s"
 FINISH = "UPDATE archive.erasures SET finished_at = clock_timestamp(), months = %s, rows = %s WHERE id = %s"
+
+# What is attached is seen through the table itself.
+COPIES = """
+SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND NOT c.relispartition AND position(%s IN c.relname) > 0
+  AND starts_with(%s, split_part(c.relname, '_restored_', 1)) ORDER BY 1
+"""
 
 REMAINING = """
 SELECT to_char(date_trunc('month', created_at AT TIME ZONE {zone}), 'YYYY-MM'), count(*)
@@ -148,6 +155,7 @@ class ErasureReport:
         remaining: rows that Postgres still holds, by month.
         archived_months: names of all archived months of the table.
         removed_objects: versions that were removed from the bucket.
+        copies: tables that restores made and that may hold the rows; only their owner can look.
     """
 
     request: UUID | None
@@ -155,6 +163,7 @@ class ErasureReport:
     remaining: Mapping[str, int]
     archived_months: frozenset[str]
     removed_objects: int = 0
+    copies: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -249,7 +258,8 @@ def erase(
         )
         remaining = _remaining(connection, target, months, request)
         held = _holds(connection, target, affected)
-    report = ErasureReport(None, plans, remaining, frozenset(month.name for month in months))
+        copies = tuple(name for (name,) in connection.execute(COPIES, (RESTORED, target.table.name)))
+    report = ErasureReport(None, plans, remaining, frozenset(month.name for month in months), copies=copies)
     if dry_run:
         return report
     legal_holds.refuse(held, "erased")
@@ -839,6 +849,8 @@ def _show(report: ErasureReport) -> None:
     if report.remaining:
         months = ", ".join(f"{month}: {rows:,}" for month, rows in report.remaining.items())
         console.print(f"Postgres still holds {sum(report.remaining.values()):,} such row(s) ({months})", soft_wrap=True)
+    if report.copies:
+        console.print(f"restored copies may hold such rows: {', '.join(report.copies)}; drop them", soft_wrap=True)
     if report.would_return:
         console.print(
             f"{report.would_return:,} of them are in archived months: delete them in Postgres first, "

@@ -16,7 +16,6 @@ digest and left alone.
 
 import argparse
 import hashlib
-import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,13 +23,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import tenacity
 from psycopg import sql
 
 from archive_pipeline import manifest as manifests
@@ -51,12 +53,18 @@ from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
 
+T = TypeVar("T")
+
 PRIVATE_SCHEMA = "audit_partitions"
+# In the name of every table that a restore makes of its own accord.
+RESTORED = "_restored_"
 BATCH_BYTES = 8 << 20
 # Compressed Parquet to a table with its indexes, where there are no statistics to go by; measured 6 to 11.
 EXPANSION = 10
 LOCK_TIMEOUT = "2s"
 LOCK_ATTEMPTS = 10
+LONGEST_WAIT_SECONDS = 8.0
+LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 # A partitioned parent itself has size 0, so the sizes of the whole tree are added up.
 BYTES_AND_ROWS = """
@@ -145,6 +153,7 @@ class _Job:
     into: SourceTable
     renamed: Mapping[str, str]
     on_progress: Callable[[Progress], None]
+    sleep: Callable[[float], None]
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -174,6 +183,7 @@ def restore(
     renamed: Mapping[str, str] | None = None,
     schema: str = PRIVATE_SCHEMA,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> list[Restored]:
     """Put archived months, or one tenant's rows of them, back into Postgres.
 
@@ -188,6 +198,7 @@ def restore(
         renamed: present names of archived columns that were renamed since, by their archived names.
         schema: private schema of the tables that are made.
         on_progress: told after each batch.
+        sleep: waits for locks.
 
     Returns:
         One entry for each month.
@@ -203,7 +214,7 @@ def restore(
         found = _newest(target, shard, month)
         chosen = _tenant(found, tenant)
         table = into or SourceTable(schema, _name(target.table, month, tenant))
-        job = _Job(target, month, found, chosen, table, renamed or {}, on_progress)
+        job = _Job(target, month, found, chosen, table, renamed or {}, on_progress, sleep)
         planned = _plan(shard, job)
         if dry_run:
             done.append(planned)
@@ -258,7 +269,7 @@ def _tenant(found: Published, tenant: str | None) -> tuple[str, str] | None:
 
 
 def _name(table: SourceTable, month: Month, tenant: str | None) -> str:
-    suffix = f"_restored_{month.name.replace('-', '_')}"
+    suffix = f"{RESTORED}{month.name.replace('-', '_')}"
     if tenant is not None:
         suffix += f"_{hashlib.sha256(tenant.lower().encode()).hexdigest()[:8]}"
     return f"{table.name.encode()[: 63 - len(suffix)].decode(errors='ignore')}{suffix}"
@@ -569,7 +580,7 @@ def _sentences(job: _Job) -> Iterator[None]:
     """Postgres's refusals without the rows that they quote."""
     try:
         yield
-    except psycopg.errors.LockNotAvailable:
+    except LOCKED:
         raise
     except psycopg.errors.InsufficientPrivilege as error:
         raise UserError(
@@ -603,28 +614,36 @@ def _is_partition(connection: Connection, job: _Job) -> bool:
 
 
 def _attach(shard: Shard, job: _Job, report: Restored) -> Restored:
-    if report.attached:
-        return report
-    _take_over_foreign_keys(shard, job)
-    kept = 0
-    for attempt in range(LOCK_ATTEMPTS):
-        try:
-            kept = _swap(shard, job)
-            break
-        except psycopg.errors.LockNotAvailable:
-            if attempt == LOCK_ATTEMPTS - 1:
-                raise UserError(
-                    f"{job.target.table} was in use {LOCK_ATTEMPTS} times, so {job.into} holds the month but is not "
-                    "attached; run it again when no long query reads the table"
-                ) from None
-            time.sleep(random.uniform(0.2, 1.0) * (attempt + 1))  # noqa: S311 - spreads retries
+    if not report.attached:
+        _take_over_foreign_keys(shard, job)
+        kept = _patiently(job, str(job.target.table), lambda: _swap(shard, job))
+        report = replace(report, outcome=Outcome.RESTORED, attached=True, kept_rows=kept)
+    # Asked for again when a run died before it.
     with shard.transaction() as connection:
         connection.execute(
             "UPDATE archive.months SET pruned_at = NULL, pruned_rows = NULL "
-            "WHERE source_table = %s AND shard = %s AND month = %s",
+            "WHERE source_table = %s AND shard = %s AND month = %s AND pruned_at IS NOT NULL",
             (str(job.target.table), shard.name, job.month.partition_key),
         )
-    return replace(report, outcome=Outcome.RESTORED, attached=True, kept_rows=kept)
+    return report
+
+
+def _patiently(job: _Job, table: str, work: Callable[[], T]) -> T:
+    """Repeat what needs a lock for a moment, so that nobody queues behind it for longer than LOCK_TIMEOUT."""
+    retrying = tenacity.Retrying(
+        sleep=job.sleep,
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_WAIT_SECONDS),
+        stop=tenacity.stop_after_attempt(LOCK_ATTEMPTS),
+        retry=tenacity.retry_if_exception_type(LOCKED),
+        reraise=True,
+    )
+    try:
+        return retrying(work)
+    except LOCKED:
+        raise UserError(
+            f"{table} was in use {LOCK_ATTEMPTS} times, so {job.into} holds the month but is not attached; run it "
+            "again when no long query reads the table"
+        ) from None
 
 
 def _take_over_foreign_keys(shard: Shard, job: _Job) -> None:
@@ -634,21 +653,13 @@ def _take_over_foreign_keys(shard: Shard, job: _Job) -> None:
         present = {name for name, *_ in connection.execute(FOREIGN_KEYS, (_regclass(connection, job.into),))}
         wanted = connection.execute(FOREIGN_KEYS, (_regclass(connection, job.target.table),)).fetchall()
         for name, definition, referenced in wanted:
-            key = sql.Identifier(name)
+            key, into = sql.Identifier(name), job.into.identifier
+            add = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} NOT VALID").format(into, key, sql.SQL(definition))
+            validate = sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(into, key)
             if name not in present:
-                for attempt in range(LOCK_ATTEMPTS):
-                    try:
-                        connection.execute(
-                            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} NOT VALID").format(
-                                job.into.identifier, key, sql.SQL(definition)
-                            )
-                        )
-                        break
-                    except psycopg.errors.LockNotAvailable:
-                        if attempt == LOCK_ATTEMPTS - 1:
-                            raise UserError(f"{referenced} was in use {LOCK_ATTEMPTS} times; run it again") from None
+                _patiently(job, referenced, partial(connection.execute, add))
             try:
-                connection.execute(sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(job.into.identifier, key))
+                _patiently(job, referenced, partial(connection.execute, validate))
             except psycopg.errors.ForeignKeyViolation:
                 raise UserError(
                     f"month {job.month.name} is in {job.into} but cannot be attached: some of its rows refer to "

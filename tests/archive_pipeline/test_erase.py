@@ -165,6 +165,13 @@ def test_what_remains_in_postgres_is_counted_by_month_and_left_there(room: Room)
     assert room.admin.execute("SELECT count(*) FROM audit_logs WHERE tenant_id = %s", (TENANT,)).fetchone() == (12,)
 
 
+def test_copies_that_restores_made_are_named(room: Room) -> None:
+    room.fill(7)
+    room.archive()
+    restore(room.shard, room.target, [JANUARY], dry_run=False)
+    assert gone(room, dry_run=True).copies == ("audit_partitions.audit_logs_restored_2025_01",)
+
+
 # -- what stays provable ---------------------------------------------------------------------------------------------
 
 
