@@ -22,8 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 
 from archive_pipeline import manifest as manifests
@@ -267,6 +269,7 @@ def _encode(
     source = snapshot.extract(
         columns, extent, clusters.add, parallelism=target.parallelism, batch_bytes=target.batch_bytes, ids=ids
     )
+    _release_memory()
     divided = _divide(clusters.close(), target)
     metadata = {
         "archive.table": str(target.table),
@@ -280,15 +283,19 @@ def _encode(
     def write(number: int) -> LocalPart:
         def tables() -> Iterator[pa.Table]:
             for cluster in divided[number]:
-                for batch in sorted_groups(cluster, columns, limit):
-                    yield stored_table(columns, batch)
+                yield from map(partial(stored_table, columns), sorted_groups(cluster, columns, limit))
 
         return write_part(tables(), columns, directory / f"{number:05}.parquet", metadata)
 
     def verify(file: LocalPart) -> Encoded:
         seeds = Seeds.fresh(file.rows)
-        with ParquetReader(directory) as reader:
-            found = reader.verify(columns, file.path, seeds)
+        try:
+            with ParquetReader(directory) as reader:
+                found = reader.verify(columns, file.path, seeds)
+        except (duckdb.OutOfMemoryException, duckdb.IOException):
+            raise
+        except duckdb.Error:
+            raise VerificationError(work.month.name, "a part on local disk is no readable Parquet") from None
         if found.wrongly_rounded:
             finding = "a readable time is not its exact time rounded down"
             raise VerificationError(work.month.name, finding, sorted(found.wrongly_rounded))
@@ -296,6 +303,7 @@ def _encode(
 
     with ThreadPoolExecutor(target.parallelism, thread_name_prefix="encode") as pool:
         files = list(pool.map(write, range(len(divided))))
+        _release_memory()
         work.on_step(Step.EXTRACTED)
         encoded = list(pool.map(verify, files))
     if finding := sum((each.digest for each in encoded), Digest()).difference(source):
@@ -303,6 +311,12 @@ def _encode(
             work.month.name, f"Parquet holds {finding}", _differing(snapshot, columns, encoded, directory, ids)
         )
     return encoded, source, extent.size
+
+
+def _release_memory() -> None:
+    """Give back what one phase needed and the next does not: 100 MB after the extraction."""
+    pa.default_memory_pool().release_unused()
+    pa.system_memory_pool().release_unused()  # ADBC allocates with malloc
 
 
 def _divide(clusters: Sequence[Cluster], target: Target) -> list[list[Cluster]]:

@@ -169,9 +169,9 @@ def sorted_groups(cluster: Cluster, columns: Sequence[Column], limit: int) -> It
         yield from _divided(cluster, columns, limit)
         return
     with pa.OSFile(str(cluster.path)) as file, pa.ipc.open_stream(file) as stream:
-        table = stream.read_all()
+        group = _sorted(stream.read_all(), columns)
     cluster.path.unlink()
-    yield _sorted(table, columns)
+    yield group
 
 
 def _divided(cluster: Cluster, columns: Sequence[Column], limit: int) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from psycopg import sql
 
 from archive_pipeline import merkle
@@ -35,8 +36,11 @@ COLUMNS_A_CALL = 33
 # Parts are verified side by side, each by a reader of its own.
 DUCKDB_THREADS = 1
 DUCKDB_MEMORY = "1GB"
+LEAST_DUCKDB_BYTES = 64 << 20
+# The largest value is held about this many times: its page, its text, the salted text, and what the engine sets aside.
+ROW_GROUP_COPIES = 10
 
-LEAVES_A_CHUNK = 1 << 16
+LEAVES_A_CHUNK = 1 << 14
 TEXTS_A_CHUNK = 2048
 
 NIBBLES = np.zeros(256, dtype=np.uint8)
@@ -254,6 +258,7 @@ class ParquetReader:
         Returns:
             What the file holds.
         """
+        self._spare_memory(file)
         rounded = [column for column in columns if column.readable is not None]
         us = _quoted(next(column.exact.name for column in columns if column.source == "created_at"))
         fields = [f"md5({_duckdb_text(columns)})", us, *map(_is_wrong, rounded)]
@@ -261,7 +266,8 @@ class ParquetReader:
         for batch in self._leaves(columns, file, seeds, fields):
             digest += digest_of_rows(batch.column(1), batch.column(2))
             roots.append(merkle.root(_hashes(batch.column(0))))
-            wrong += [pc.sum(batch.column(3 + number)).as_py() or 0 for number in range(len(rounded))]
+            counts = [pc.sum(batch.column(3 + number)).as_py() or 0 for number in range(len(rounded))]
+            wrong += np.array(counts, dtype=np.int64)
         names = tuple(c.readable.name for c, count in zip(rounded, wrong, strict=True) if count and c.readable)
         return Verified(digest, merkle.root(roots), names)
 
@@ -274,7 +280,7 @@ class ParquetReader:
             seeds: of the salts.
 
         Yields:
-            Up to 65,536 hashes at a time.
+            Up to 16,384 hashes at a time.
         """
         for batch in self._leaves(columns, file, seeds, []):
             yield _hashes(batch.column(0))
@@ -356,6 +362,13 @@ class ParquetReader:
             .fetchall()
         )
         return [row for (row,) in found]
+
+    def _spare_memory(self, file: Path) -> None:
+        """Limit the engine to what the file's largest row group needs; else it keeps what it has read (measured)."""
+        metadata = pq.read_metadata(file)
+        groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+        needed = max(LEAST_DUCKDB_BYTES, ROW_GROUP_COPIES * max(groups, default=0))
+        self._duckdb.execute(f"SET memory_limit = '{needed}B'")
 
     def _leaves(
         self, columns: Sequence[Column], file: Path, seeds: Seeds, further: Sequence[str]

@@ -17,7 +17,7 @@ from archive_pipeline.columns import KEY_COLUMNS, Column, arrow_schema, stored
 
 # Bytes of rows in memory, about a fifth of it on disk. A query for one tenant reads the row groups that hold it, so
 # small ones keep its share small; the writer holds one at a time.
-ROW_GROUP_BYTES = 24 << 20
+ROW_GROUP_BYTES = 16 << 20
 # About 128 MB on disk. Athena slows down over many small files and cannot parallelise one huge one; also well under
 # S3's 5 GiB for one PUT. https://docs.aws.amazon.com/athena/latest/ug/performance-tuning.html
 PART_BYTES = 768 << 20
@@ -113,6 +113,7 @@ def write_part(
         writer = writer or _writer(path, schema, columns, table.num_rows)
         writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=table.num_rows)
         rows += table.num_rows
+        del table  # before the next one is made
     (writer or _writer(path, schema, columns, 1)).close()
     return LocalPart(path, rows, path.stat().st_size, sha256_of(path))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archive_pipeline.columns import INT64_MAX, INT64_MIN, KEY_COLUMNS, Column, Field, discover, stored
@@ -18,6 +18,7 @@ from tests.archive_pipeline.conftest import Room
 AT = Column("at", "timestamptz", "instant", Field("at_us", "bigint"), Field("at", "timestamp", utc=True))
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.integers(INT64_MIN, INT64_MAX)))
 def test_a_readable_time_is_the_exact_one_rounded_down_or_null_beyond_athenas_years(
     exact: list[int | None],
