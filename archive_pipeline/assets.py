@@ -248,6 +248,7 @@ def archive_assets(months: dg.MonthlyPartitionsDefinition) -> list[dg.AssetsDefi
         """
         done: dict[Month, Mapping[str, Metadata]] = {}
         failed: dict[Month, Exception] = {}
+        found: dict[Month, list[MonthReport]] = {}
         with failing_with_a_sentence():
             target = archive.protected_target()
             with archive.databases() as router:
@@ -255,21 +256,24 @@ def archive_assets(months: dg.MonthlyPartitionsDefinition) -> list[dg.AssetsDefi
                     month = Month.parse(key, months.timezone)
                     watch = _Stopwatch(context, month)
                     try:
-                        reports = [_archive(shard, target, month, watch) for shard in router.shards()]
-                        judged = list(checks.evaluations(month, reports))
-                        yield from judged
-                        if blockers := checks.blockers(judged):
+                        found[month] = [_archive(shard, target, month, watch) for shard in router.shards()]
+                        if blockers := checks.blockers(list(checks.evaluations(month, found[month]))):
                             raise UserError(f"month {month.name} is archived, but {blockers}")
-                        done[month] = {**metadata.of_month(reports), **watch.seconds}
+                        done[month] = {**metadata.of_month(found[month]), **watch.seconds}
                     except Exception as error:  # noqa: BLE001 - whatever befalls a month, the others are archived
-                        if isinstance(error, VerificationError):
-                            yield checks.failed(month, error)
                         failed[month] = error
                         context.log.error("month %s: %s", month.name, _reason(error))
-        yield from _materializations(context, done, failed, "the others are archived")
+        yield from _materializations(context, done, failed)
+        # A verdict is of a materialization, so the months have theirs by now.
+        for month, reports in found.items():
+            yield from checks.evaluations(month, reports, _newest(context, month))
+        for month, error in failed.items():
+            if isinstance(error, VerificationError):
+                yield checks.failed(month, error, _newest(context, month))
+        if failed:
+            raise _failure(failed, of=len(context.partition_keys), others="the others are archived")
         for spec in checks.of_months(months):
             yield dg.Output(None, spec.get_python_identifier())
-        yield dg.MaterializeResult()
 
     @dg.asset(
         partitions_def=months,
@@ -311,8 +315,9 @@ def archive_assets(months: dg.MonthlyPartitionsDefinition) -> list[dg.AssetsDefi
                         except Exception as error:  # noqa: BLE001 - whatever befalls a month, the others are pruned
                             failed[month] = error
                             context.log.error("month %s: %s", month.name, _reason(error))
-        yield from _materializations(context, done, failed, "the others are done")
-        yield dg.MaterializeResult()
+        yield from _materializations(context, done, failed)
+        if failed:
+            raise _failure(failed, of=len(chosen), others="the others are done")
 
     return [
         audit_logs_partitions,
@@ -380,22 +385,27 @@ def _partitions(shard: Shard, table: SourceTable, settings: ArchiveSourceSetting
 
 
 def _materializations(
-    context: dg.AssetExecutionContext,
-    done: Mapping[Month, Mapping[str, Metadata]],
-    failed: Mapping[Month, Exception],
-    others: str,
-) -> Iterator[dg.AssetMaterialization]:
-    """Give each month its own numbers; end the run red when one failed."""
+    context: dg.AssetExecutionContext, done: Mapping[Month, Mapping[str, Metadata]], failed: Mapping[Month, Exception]
+) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult[None]]:
+    """Give each month a materialization with its own numbers."""
     if failed:
-        # Without an output Dagster writes no materialization, so those of the good months are written here.
+        # With the step's output Dagster would write one of every month of the run, also of those that failed.
         for month, shown in done.items():
             yield dg.AssetMaterialization(context.asset_key, partition=month.partition_key, metadata=dict(shown))
-        raise _failure(failed, len(done) + len(failed), others)
+        return
     for month, shown in done.items():
         context.add_asset_metadata(shown, context.asset_key, month.partition_key)
+    yield dg.MaterializeResult()
 
 
-def _failure(failed: Mapping[Month, Exception], of: int, others: str) -> dg.Failure:
+def _newest(context: dg.AssetExecutionContext, month: Month) -> checks.Materialization | None:
+    wanted = dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=[month.partition_key])
+    for record in context.instance.fetch_materializations(wanted, limit=1).records:
+        return checks.Materialization(record.storage_id, record.run_id, record.timestamp)
+    return None
+
+
+def _failure(failed: Mapping[Month, Exception], *, of: int, others: str) -> dg.Failure:
     reasons = {month: _reason(error) for month, error in failed.items()}
     if of == 1:
         [description] = reasons.values()

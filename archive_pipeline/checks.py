@@ -15,6 +15,9 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+# dagster exports the evaluation but not what it is about, without which the UI shows it of no partition.
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+
 from archive_pipeline.archive import MonthReport, Outcome
 from archive_pipeline.catalog import Finding as CatalogFinding
 from archive_pipeline.errors import VerificationError
@@ -67,6 +70,15 @@ WARNING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Materialization:
+    """An event of Dagster's log that a verdict is about."""
+
+    storage_id: int
+    run_id: str
+    timestamp: float
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionsState:
     """The partitions of one database.
 
@@ -99,12 +111,15 @@ def of_months(months: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
     ]
 
 
-def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.AssetCheckEvaluation]:
+def evaluations(
+    month: Month, reports: Sequence[MonthReport], of: Materialization | None = None
+) -> Iterator[dg.AssetCheckEvaluation]:
     """The verdicts on one month.
 
     Args:
         month: the partition.
         reports: one for each database.
+        of: the month's newest materialization; the UI shows a verdict only of that one.
 
     Yields:
         One for each check.
@@ -114,6 +129,7 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     expected = [report.source if report in archived else report.manifest.digest for report in reports]
     yield _evaluation(
         month,
+        of,
         ROWS_EQUAL,
         passed=all(report.stored.rows == digest.rows for report, digest in zip(reports, expected, strict=True)),
         metadata={
@@ -124,6 +140,7 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     )
     yield _evaluation(
         month,
+        of,
         DIGEST_EQUAL,
         passed=all(report.stored.value == digest.value for report, digest in zip(reports, expected, strict=True)),
         metadata={
@@ -136,6 +153,7 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     lasts = [report.stored.max_us for report in reports if report.stored.max_us is not None]
     yield _evaluation(
         month,
+        of,
         BOUNDS_INSIDE_MONTH,
         passed=all(report.bounds_inside_month for report in reports),
         metadata={
@@ -149,6 +167,7 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     strangers = sorted({key for report in reports for key in report.strangers})
     yield _evaluation(
         month,
+        of,
         OBJECTS_PRESENT,
         passed=not damaged and not strangers,
         description=_objects(damaged, strangers),
@@ -166,6 +185,7 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     outside = present + missing - sum(report.manifest.digest.rows for report in reports)
     yield _evaluation(
         month,
+        of,
         LATE_ROWS_ARCHIVED,
         passed=outside <= 0,
         severity=dg.AssetCheckSeverity.WARN,
@@ -174,6 +194,7 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     )
     yield _evaluation(
         month,
+        of,
         ROWS_UNCHANGED,
         passed=not changed and not unexplained,
         severity=dg.AssetCheckSeverity.WARN,
@@ -182,15 +203,17 @@ def evaluations(month: Month, reports: Sequence[MonthReport]) -> Iterator[dg.Ass
     )
 
 
-def failed(month: Month, error: VerificationError) -> dg.AssetCheckEvaluation:
+def failed(month: Month, error: VerificationError, of: Materialization | None = None) -> dg.AssetCheckEvaluation:
     """The verdict on a month that was not published.
 
     Args:
         month: the partition.
         error: what was found.
+        of: the month's newest materialization.
     """
     return _evaluation(
         month,
+        of,
         DIGEST_EQUAL,
         passed=False,
         description=str(error),
@@ -342,6 +365,7 @@ def blockers(judged: Sequence[dg.AssetCheckEvaluation]) -> str:
 
 def _evaluation(
     month: Month,
+    of: Materialization | None,
     name: str,
     *,
     passed: bool,
@@ -358,6 +382,10 @@ def _evaluation(
         description=description,
         blocking=name in BLOCKING,
         partition=month.partition_key,
+        target_materialization_data=of
+        and AssetCheckEvaluationTargetMaterializationData(
+            storage_id=of.storage_id, run_id=of.run_id, timestamp=of.timestamp
+        ),
     )
 
 
