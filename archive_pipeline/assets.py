@@ -267,9 +267,9 @@ def archive_assets(months: dg.MonthlyPartitionsDefinition) -> list[dg.AssetsDefi
         # A verdict is of a materialization, so the months have theirs by now.
         for month, reports in found.items():
             yield from checks.evaluations(month, reports, _newest(context, month))
-        for month, error in failed.items():
-            if isinstance(error, VerificationError):
-                yield checks.failed(month, error, _newest(context, month))
+        for month, reason in failed.items():
+            if isinstance(reason, VerificationError):
+                yield checks.failed(month, reason, _newest(context, month))
         if failed:
             raise _failure(failed, of=len(context.partition_keys), others="the others are archived")
         for spec in checks.of_months(months):

@@ -382,10 +382,11 @@ def _evaluation(
         description=description,
         blocking=name in BLOCKING,
         partition=month.partition_key,
-        target_materialization_data=of
-        and AssetCheckEvaluationTargetMaterializationData(
+        target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
             storage_id=of.storage_id, run_id=of.run_id, timestamp=of.timestamp
-        ),
+        )
+        if of
+        else None,
     )
 
 
