@@ -704,11 +704,19 @@ class _Worker:
                 # either order can be the one that never succeeds, so they take turns.
                 tables = [self.table, *referenced] if attempt % 2 else [*referenced, self.table]
                 asked = time.monotonic()
-                self._lock(self.connection, tables, self.policy.timeout(attempt))
+                self._lock(
+                    self.connection, tables, self.policy.timeout(attempt), first=statements.lock_dependants(objects)
+                )
                 if self.connection.execute(VERSION_OF_ROWS, [table]).fetchone() != version:
                     raise psycopg.errors.LockNotAvailable("the table was changed just before the lock")
                 self.on_step(Step.LOCKED)
-                exchange(objects)
+                try:
+                    exchange(objects)
+                except psycopg.errors.QueryCanceled:
+                    raise ConversionError(
+                        f"{self.table} is as it was: the swap was not done in {SWAP_LIMIT_SECONDS:g} s, for which "
+                        "everybody would have waited; run it again when the server is less busy"
+                    ) from None
                 self.on_step(Step.SWAPPED)
             return time.monotonic() - asked
 
@@ -736,12 +744,16 @@ class _Worker:
         )
         connection.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(self.table.identifier))
 
-    def _lock(self, connection: Connection, tables: Sequence[SourceTable], timeout: float) -> None:
+    def _lock(
+        self, connection: Connection, tables: Sequence[SourceTable], timeout: float, *, first: Sequence[str] = ()
+    ) -> None:
         # lock_timeout counts anew for each table, statement_timeout for all of them together.
         milliseconds = max(1, round(timeout * 1000))
         connection.execute(
             f"SET LOCAL lock_timeout = {milliseconds}; SET LOCAL statement_timeout = {milliseconds}".encode()
         )
+        if first:
+            connection.execute(_encoded(statements.script(first)))
         connection.execute(
             sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(
                 sql.SQL(", ").join(each.identifier for each in tables)

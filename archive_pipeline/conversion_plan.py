@@ -197,7 +197,13 @@ def preflight(connection: Connection, names: Names, zone: str) -> Plan:
         bound = bound_of(now, zone)
         facts = _facts(connection, names)
     before = without_additions(found, names)
-    if found.kind == "r" and facts.may_act and facts.sees_all_rows and (key := before.column(KEY)) and key.type.endswith("time zone"):
+    if (
+        found.kind == "r"
+        and facts.may_act
+        and facts.sees_all_rows
+        and (key := before.column(KEY))
+        and key.type.endswith("time zone")
+    ):
         facts = _with_rows(connection, before, facts, bound)
     return plan_of(before, facts, names, zone, bound)
 

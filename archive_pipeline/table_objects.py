@@ -168,12 +168,15 @@ class Dependant:
         name: for people, qualified.
         definition: SQL that binds it to whatever has the table's name, for kinds where that is possible.
         alterable: whether the present role may run it.
+        relation: the view or table that this locks, quoted for SQL, and `relation_owner`.
     """
 
     kind: Literal["view", "materialized view", "rule", "policy", "function", "row type", "key", "other"]
     name: str
     definition: str | None
     alterable: bool = field(compare=False)
+    relation: str | None = field(default=None, compare=False)
+    relation_owner: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +288,8 @@ WITH t AS (
                     ' WITH (' || array_to_string(v.reloptions, ', ') || ')', pg_get_viewdef(v.oid))
                 WHEN v.relkind = 'm' THEN pg_get_viewdef(v.oid)
                 ELSE regexp_replace(pg_get_ruledef(r.oid), '^CREATE RULE', 'CREATE OR REPLACE RULE') END AS definition,
-           pg_has_role(v.relowner, 'USAGE') AS alterable
+           pg_has_role(v.relowner, 'USAGE') AS alterable, v.oid::regclass::text AS relation,
+           pg_get_userbyid(v.relowner) AS relation_owner
     FROM depends d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class, t
     WHERE d.classid = 'pg_rewrite'::regclass AND r.ev_class <> t.oid
       AND d.refclassid IN ('pg_class'::regclass, 'pg_constraint'::regclass)
@@ -294,7 +298,7 @@ WITH t AS (
            format('ALTER POLICY %%I ON %%s', p.polname, p.polrelid::regclass)
              || coalesce(' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
              || coalesce(' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', ''),
-           pg_has_role(o.relowner, 'USAGE')
+           pg_has_role(o.relowner, 'USAGE'), o.oid::regclass::text, pg_get_userbyid(o.relowner)
     FROM depends d JOIN pg_policy p ON p.oid = d.objid JOIN pg_class o ON o.oid = p.polrelid, t
     WHERE d.classid = 'pg_policy'::regclass AND p.polrelid <> t.oid AND d.refclassid = 'pg_class'::regclass
     UNION ALL
@@ -302,12 +306,12 @@ WITH t AS (
                 WHEN d.refclassid = 'pg_constraint'::regclass THEN 'key' ELSE 'row type' END,
            'function ' || f.oid::regprocedure::text,
            CASE WHEN d.refclassid = 'pg_class'::regclass AND f.prokind IN ('f', 'p') THEN pg_get_functiondef(f.oid) END,
-           pg_has_role(f.proowner, 'USAGE')
+           pg_has_role(f.proowner, 'USAGE'), NULL, NULL
     FROM depends d JOIN pg_proc f ON f.oid = d.objid
     WHERE d.classid = 'pg_proc'::regclass
     UNION ALL
     SELECT CASE WHEN d.refclassid = 'pg_type'::regclass THEN 'row type' ELSE 'other' END,
-           pg_describe_object(d.classid, d.objid, 0), NULL, false
+           pg_describe_object(d.classid, d.objid, 0), NULL, false, NULL, NULL
     FROM depends d, t
     WHERE NOT (d.classid = 'pg_rewrite'::regclass AND d.refclassid <> 'pg_type'::regclass)
       AND NOT (d.classid = 'pg_policy'::regclass AND d.refclassid <> 'pg_type'::regclass)

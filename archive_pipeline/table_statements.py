@@ -154,6 +154,23 @@ def drop_index(schema: str, name: str) -> str:
     return text(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(schema, name)))
 
 
+def lock_dependants(objects: TableObjects) -> list[str]:
+    """Lock views and tables that will be bound to another table, each by itself.
+
+    Who reads a view locks it and then the table: one who came between would wait for the table, and the swap for the
+    view. LOCK on a view would lock every table it shows as well; giving it to its own owner locks and changes nothing.
+
+    Args:
+        objects: of the table.
+    """
+    found = {each.relation: each.relation_owner for each in objects.dependants if each.definition and each.alterable}
+    return [
+        text(sql.SQL("ALTER TABLE {} OWNER TO {}").format(_raw(relation), sql.Identifier(owner)))
+        for relation, owner in sorted(found.items(), key=str)
+        if relation is not None and owner is not None
+    ]
+
+
 def swap(before: TableObjects, names: Names, bound: datetime) -> list[str]:
     """Put a partitioned table in the place of the plain one, which becomes its first partition.
 

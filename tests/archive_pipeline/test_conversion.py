@@ -440,6 +440,44 @@ def test_transactions_that_lock_both_tables_in_either_order_do_not_keep_the_swap
     assert failed == []
 
 
+def test_busy_readers_of_a_view_do_not_keep_the_swap_from_its_lock(live: Live) -> None:
+    live.fill()
+    stop, failed = threading.Event(), list[str]()
+
+    def read() -> None:
+        with psycopg.connect(live.database.admin_dsn, autocommit=True) as connection:
+            while not stop.is_set():
+                try:
+                    connection.execute("SELECT count(*) FROM v_recent_audit_logs")
+                except psycopg.Error as error:
+                    failed.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        report = live.convert(policy=LockPolicy(attempts=6, pause_seconds=0.2), sleep=time.sleep)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert report.outcome is Outcome.CONVERTED
+    assert failed == []
+
+
+def test_a_swap_that_takes_too_long_is_rolled_back_and_not_tried_again(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.fill()
+    before = live.objects()
+    monkeypatch.setattr(conversion, "SWAP_LIMIT_SECONDS", 1.0)
+    monkeypatch.setattr(table_statements, "swap", lambda *_: ["SELECT pg_sleep(60)"])
+    with pytest.raises(ConversionError, match="was not done in 1 s"):
+        live.convert()
+    assert live.slept == []
+    assert live.objects() == before
+
+
 # case 5
 def test_an_index_whose_building_was_interrupted_is_invalid_and_dropped_on_resume(live: Live) -> None:
     live.fill()
@@ -875,11 +913,11 @@ def test_a_difference_in_the_result_rolls_the_swap_back(live: Live, monkeypatch:
 def test_a_grant_that_comes_just_before_the_lock_is_not_lost(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     true_lock, granted = conversion._Worker._lock, list[bool]()
 
-    def lock(worker: Any, connection: Connection, tables: Sequence[SourceTable], timeout: float) -> None:
+    def lock(worker: Any, connection: Connection, tables: Sequence[SourceTable], timeout: float, **first: Any) -> None:
         if len(tables) > 1 and not granted:
             granted.append(True)
             live.run("GRANT UPDATE ON audit_logs TO authenticated")
-        true_lock(worker, connection, tables, timeout)
+        true_lock(worker, connection, tables, timeout, **first)
 
     monkeypatch.setattr(conversion._Worker, "_lock", lock)
     assert live.convert().attempts == 2
