@@ -582,7 +582,7 @@ def _partitioned(connection: Connection, table: SourceTable) -> _Parent:
     if parent.relkind != "p" or parent.key != "RANGE (created_at)" or parent.key_type != "timestamp with time zone":
         raise PartitionsError(
             f"{table} is {f'partitioned by {parent.key}' if parent.key else 'a plain table'}, not partitioned by range "
-            "of created_at timestamptz; convert it with: python -m archive_pipeline.convert run"
+            "of created_at timestamptz; convert it with: python -m archive_pipeline.convert"
         )
     return parent
 
