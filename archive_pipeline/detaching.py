@@ -143,7 +143,7 @@ class Detaching:
         if kind != "p":
             raise PartitionsError(
                 f"{table} is a plain table, and only partitions can be pruned; convert it with: "
-                "python -m archive_pipeline.conversion"
+                "python -m archive_pipeline.convert"
             )
 
     def partitions(self) -> tuple[MonthPartition, ...]:

@@ -857,7 +857,7 @@ def test_only_the_month_that_was_asked_for_is_pruned(january: Room) -> None:
 def test_a_plain_table_is_never_pruned_and_the_sentence_says_how_to_convert_it(room: Room) -> None:
     room.fill(10)
     room.archive()
-    with pytest.raises(PartitionsError, match=r"plain table.*archive_pipeline\.conversion"):
+    with pytest.raises(PartitionsError, match=r"plain table.*archive_pipeline\.convert"):
         pruned(room)
     assert in_postgres(room) == 10
 
