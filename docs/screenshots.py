@@ -37,7 +37,6 @@ def pages(ui: DagsterUi) -> dict[str, str]:
         "lineage-sync": "/locations/__repository__@sync_pipeline/asset-groups/google_calendar/lineage",
         "lineage-archive": "/locations/__repository__@archive_pipeline/asset-groups/audit_logs/lineage",
         "archive-partition": f"/assets/audit_log_archive?view=partitions&partition={months[-1]}",
-        "archive-plots": "/assets/audit_log_archive?view=plots",
         "archive-checks": "/assets/audit_log_archive?view=checks&checkDetail=digest_equal",
         "archive-chain": "/assets/audit_log_chain?view=overview",
         "sync-partitions": f"/assets/calendar_events?view=partitions&partition={quote(workspaces[0])}",
