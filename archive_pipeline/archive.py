@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from archive_pipeline import manifest as manifests
 from archive_pipeline import merkle, publication
-from archive_pipeline.catalog import publish_catalog
+from archive_pipeline.catalog import prepare_catalog, publish_catalog, versioned
 from archive_pipeline.clustering import Cluster, Clusters, boundaries_of, sorted_groups
 from archive_pipeline.columns import Column, discover
 from archive_pipeline.digest import Digest, ParquetReader
@@ -196,7 +196,8 @@ def _first_generation(work: _Work, source: Shard, read_from: Source) -> MonthRep
     target = work.target
     with publication.scratch(target) as directory:
         with take(source, work.relation, work.month) as snapshot:
-            columns = snapshot.columns()
+            earlier = manifests.published(target.bucket, target.layout)
+            columns = versioned(snapshot.columns(), (each.manifest.columns for each in earlier))
             work.on_step(Step.SNAPSHOT)
             encoded, digest, size = _encode(work, snapshot, columns, directory, generation=1)
         work.on_step(Step.MATCHED)
@@ -294,7 +295,7 @@ def _encode(
                 found = reader.verify(columns, file.path, seeds)
         except (duckdb.OutOfMemoryException, duckdb.IOException):
             raise
-        except duckdb.Error:
+        except (duckdb.Error, pa.ArrowInvalid):
             raise VerificationError(work.month.name, "a part on local disk is no readable Parquet") from None
         if found.wrongly_rounded:
             finding = "a readable time is not its exact time rounded down"
@@ -365,6 +366,8 @@ def _publish(
         target.layout.part(work.month, work.shard.name, generation, first + number, each.file.sha256)
         for number, each in enumerate(encoded)
     }
+    # Before anything is in the bucket: Athena would answer as if a month outside its table's years were not there.
+    prepare_catalog(target.bucket, target.layout, target.table, work.month, columns, target.glue)
     publication.remove_leftovers(target, held, work.month, keep=keys)
     with publication.undone(target, held, work.month):
         parts = publication.upload(
@@ -443,7 +446,7 @@ def _require_no_new_columns(work: _Work, snapshot: Snapshot, manifest: Manifest,
 def _publish_catalog(target: Target) -> None:
     # The month is archived and sound, so it does not fail; the asset of the catalog does, with this sentence.
     try:
-        publish_catalog(target.bucket, target.layout, target.table)
+        publish_catalog(target.bucket, target.layout, target.table, target.glue)
     except CatalogError as error:
         logger.warning("the catalog was left as it is: %s", error)
 
