@@ -11,7 +11,9 @@ session, however the process ends.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psycopg
 
 from archive_pipeline.errors import MonthBusyError
 from archive_pipeline.snapshot import SourceTable
@@ -82,4 +84,8 @@ def _turn(
                 raise MonthBusyError(f"{table} is busy: {reason}; wait for that run to end, or stop it")
             sleep(SECONDS_BETWEEN_TRIES)
             waited += SECONDS_BETWEEN_TRIES
-        yield
+        try:
+            yield
+        finally:
+            with suppress(psycopg.OperationalError):  # the session is gone, and the lock with it
+                connection.execute("SELECT pg_advisory_unlock_all()")
