@@ -482,7 +482,8 @@ def _constraint_blockers(before: TableObjects) -> Iterable[Blocker]:
 def _steps(before: TableObjects, facts: Facts, names: Names, bound: datetime) -> Iterable[Step]:
     scan = facts.heap_bytes / SCAN_BYTES_PER_SECOND
     until = f"{statements.bound_literal(bound)}"
-    referenced = ", ".join(f"{each.schema}.{each.name}" for each in before.references)
+    bound_anew = {each.relation for each in before.dependants if each.relation and each.definition}
+    referenced = ", ".join([*(f"{each.schema}.{each.name}" for each in before.references), *sorted(bound_anew)])
     yield Step(
         f"private schema {names.partition_schema}, entered by nobody but {names.reader or before.owner}",
         "none",
