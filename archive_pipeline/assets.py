@@ -154,7 +154,7 @@ def audit_log_catalog(archive: ArchiveResource) -> Iterator[dg.MaterializeResult
         if glue is not None and workgroup is not None:
             catalog = apply_catalog(target.bucket, target.layout, target.table, glue, workgroup)
         else:
-            catalog = publish_catalog(target.bucket, target.layout, target.table)
+            catalog = publish_catalog(target.bucket, target.layout, target.table, target.glue)
         if catalog is None:
             raise UserError("no month is archived yet; materialize audit_log_archive first")
         found = check_catalog(target.bucket, target.layout, target.table, glue, workgroup)

@@ -188,6 +188,10 @@ class Lease:
         """
         self._execute(SIGNING_KEY, fingerprint=signer.fingerprint, public_key=signer.public_key, source=signer.source)
 
+    def signing_keys(self) -> dict[str, bytes]:
+        """The public keys (SPKI, DER) that ever signed, by fingerprint."""
+        return dict(self._execute("SELECT fingerprint, public_key FROM archive.signing_keys").fetchall())
+
     def pruned(self) -> bool:
         """Whether the month's rows were dropped from Postgres."""
         row = self._execute(f"SELECT pruned_at IS NOT NULL FROM archive.months WHERE {MINE}").fetchone()  # noqa: S608

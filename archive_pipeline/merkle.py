@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Self
 
@@ -19,6 +20,7 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 ROWS_A_SEED = 1024
 SEED_BYTES = 32
 SALT_BYTES = 16
+SALT_DIGITS = 2 * SALT_BYTES
 
 # A power of two, so that each chunk is a whole subtree. 3 million leaves take 1.5 s read from an iterator, of which
 # 1.4 s is hashing; hashing slices of one buffer in place of objects takes 1.7 s.
@@ -142,10 +144,18 @@ class Seeds:
         """
         return cls(rows, random(-(-rows // ROWS_A_SEED) * SEED_BYTES))
 
-    def in_hex(self) -> list[str]:
-        """The seeds in hexadecimal, in order."""
-        text = self.seeds.hex()
-        return [text[at : at + 2 * SEED_BYTES] for at in range(0, len(text), 2 * SEED_BYTES)]
+    def salts(self, first: int, rows: int) -> Iterator[bytes]:
+        """The salts of neighbouring rows, as ASCII.
+
+        Args:
+            first: row number.
+            rows: how many.
+        """
+        for row in range(first, first + rows):
+            at = row % ROWS_A_SEED
+            if at == 0 or row == first:
+                block = _salts(self.seed(row))
+            yield block[at * SALT_DIGITS : (at + 1) * SALT_DIGITS]
 
     def seed(self, row: int) -> bytes:
         """The seed of a row.
@@ -157,7 +167,7 @@ class Seeds:
         return self.seeds[start : start + SEED_BYTES]
 
     def salt(self, row: int) -> str:
-        """The salt of a row: 32 hexadecimal digits of SHA-256(seed in hexadecimal || ``:`` || row number).
+        """The salt of a row: the next 16 bytes of SHAKE-128(seed) for each row of the seed, as 32 hexadecimal digits.
 
         Args:
             row: 0, 1, 2 … in the order of the file.
@@ -380,8 +390,15 @@ def punctured_from_bytes(body: bytes) -> list[Punctured]:
     return parts
 
 
+@lru_cache(maxsize=16)
+def _salts(seed: bytes) -> bytes:
+    """The salts of a seed's 1,024 rows, one after the other; one call for all of them costs 25 µs."""
+    return hashlib.shake_128(seed).hexdigest(ROWS_A_SEED * SALT_BYTES).encode()
+
+
 def _salt(seed: bytes, row: int) -> str:
-    return hashlib.sha256(f"{seed.hex()}:{row}".encode()).hexdigest()[: 2 * SALT_BYTES]
+    at = row % ROWS_A_SEED * SALT_DIGITS
+    return _salts(seed)[at : at + SALT_DIGITS].decode()
 
 
 def _salt_of(entry: bytes) -> str | None:

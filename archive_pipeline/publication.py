@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from archive_pipeline import chain
 from archive_pipeline import manifest as manifests
+from archive_pipeline.catalog import Glue
 from archive_pipeline.digest import Digest
 from archive_pipeline.errors import FencedError, ObjectConflictError, VerificationError
 from archive_pipeline.ledger import Lease
@@ -68,6 +69,7 @@ class Target:
         scratch: directory for the rows on their way, which needs about the month's size; None is the system's.
         parallelism: connections that read a month, and threads that encode, verify and upload it.
         signer: of the chain; None leaves it unsigned.
+        glue: the data catalog that Athena reads; None when none is configured.
     """
 
     table: SourceTable
@@ -79,6 +81,7 @@ class Target:
     scratch: Path | None = None
     parallelism: int = 2
     signer: Signer | None = None
+    glue: Glue | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +240,15 @@ def link(
     """
     if target.signer is not None:
         held.record_signing_key(target.signer)  # before the link: none may be by an unknown key
-    head = chain.append(target.bucket, target.layout, target.signer, found, pinned=held.chain_head(), now=held.clock())
+    head = chain.append(
+        target.bucket,
+        target.layout,
+        target.signer,
+        found,
+        pinned=held.chain_head(),
+        now=held.clock(),
+        keys=held.signing_keys(),
+    )
     on_step(Step.LINKED)
     held.pin(head)
     return head

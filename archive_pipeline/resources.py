@@ -12,6 +12,7 @@ import dagster as dg
 
 from archive_pipeline.archive import Target
 from archive_pipeline.bucket_protection import require
+from archive_pipeline.catalog import Glue
 from archive_pipeline.manifest import Layout
 from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.signing import signer_from
@@ -51,6 +52,7 @@ class ArchiveResource(dg.ConfigurableResource[None]):
             grace=timedelta(seconds=settings.archive_grace_seconds),
             parallelism=settings.archive_parallelism,
             signer=signer_from(settings),
+            glue=Glue.from_settings(settings),
         )
 
     def protected_target(self, *, dry_run: bool = False) -> Target:

@@ -54,7 +54,7 @@ def test_rows_come_out_whole_and_in_order_whatever_the_sample_and_the_limit(
 
 
 def test_a_cluster_that_came_out_too_large_is_divided_by_its_own_keys(tmp_path: Path) -> None:
-    table = [(number, f"tenant {number % 9}", number, "x" * 1000) for number in range(500)]
+    table: list[Row] = [(number, f"tenant {number % 9}", number, "x" * 1000) for number in range(500)]
     clusters = Clusters(tmp_path, COLUMNS, [])
     clusters.add(batch_of(table))
     groups = read(clusters.close(), 20_000)
@@ -71,7 +71,7 @@ def test_huge_rows_of_one_tenant_and_one_instant_are_held_a_few_at_a_time(tmp_pa
 
 
 def test_threads_may_add_at_the_same_time(tmp_path: Path) -> None:
-    table = [(number, f"{number % 5}", number, "") for number in range(4000)]
+    table: list[Row] = [(number, f"{number % 5}", number, "") for number in range(4000)]
     clusters = Clusters(tmp_path, COLUMNS, boundaries_of([(tenant, us) for _, tenant, us, _ in table], 10))
 
     def add(rows: list[Row]) -> None:
