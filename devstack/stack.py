@@ -23,9 +23,8 @@ from pathlib import Path
 import httpx
 import psycopg
 from cryptography.fernet import Fernet
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
+from archive_pipeline.signing import new_key
 from devstack import saas, servers
 from devstack.dagster_ui import DagsterUi
 from devstack.google_calendar import Simulator
@@ -306,17 +305,10 @@ def _secrets(path: Path) -> dict[str, str]:
     return secrets
 
 
-def _rsa_key() -> str:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-
-
 SECRETS: Mapping[str, Callable[[], str]] = {
     "grant_key": lambda: Fernet.generate_key().decode(),
     "client_secret": lambda: os.urandom(16).hex(),
-    "signing_key": _rsa_key,
+    "signing_key": new_key,
 }
 
 
