@@ -18,6 +18,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -558,11 +559,13 @@ def _copy_replica_identity(connection: Connection, partition: SourceTable, oid: 
 
 def _require_private_schema(connection: Connection, schema: str, parent: _Parent) -> None:
     if connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).rowcount == 0:
-        connection.execute(
-            sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(
-                sql.Identifier(schema), sql.Identifier(parent.owner)
+        # IF NOT EXISTS does not see a schema that another run has not committed yet.
+        with suppress(psycopg.errors.UniqueViolation), connection.transaction():
+            connection.execute(
+                sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(
+                    sql.Identifier(schema), sql.Identifier(parent.owner)
+                )
             )
-        )
     if others := [name for (name,) in connection.execute(MAY_ENTER, (schema,))]:
         raise PartitionsError(
             f"schema {schema} (ARCHIVE_PARTITION_SCHEMA) is open to {', '.join(others)}, who could read the partitions "
