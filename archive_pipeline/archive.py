@@ -16,6 +16,7 @@ that is archived already is compared with Postgres; rows that came since are arc
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,7 @@ class MonthReport:
         late_rows: that were archived this time because they came after the month was archived.
         changed_rows: that have other content in Postgres than in the archive, which keeps what it has.
         missing_rows: that the archive holds and Postgres does not.
+        erased_rows: that were erased from the archive and are still in Postgres; they do not come back.
         pruned: whether the month's rows were dropped from Postgres, so that missing ones are no finding.
         seconds: the attempt took.
     """
@@ -92,6 +94,7 @@ class MonthReport:
     late_rows: int = 0
     changed_rows: int = 0
     missing_rows: int = 0
+    erased_rows: int = 0
     pruned: bool = False
     seconds: float = 0.0
 
@@ -108,6 +111,8 @@ class MonthReport:
             findings.append(f"{self.changed_rows:,} row(s) with other content")
         if self.missing_rows and not self.pruned:
             findings.append(f"{self.missing_rows:,} row(s) less")
+        if self.erased_rows:
+            findings.append(f"{self.erased_rows:,} row(s) that were erased from the archive; delete them in Postgres")
         return " and ".join(findings)
 
     @property
@@ -222,6 +227,8 @@ def _compare(work: _Work, found: Published) -> MonthReport:
         work.held.record_published(found, source.rows)
         if source.difference(manifest.digest) and not (pruned and source.rows == 0) and not damaged:
             late = compare(snapshot, manifest, target.bucket, directory)
+            erased = snapshot.erased(work.held.erasures()) if late.ids else frozenset()
+            late = replace(late, ids=tuple(each for each in late.ids if each not in erased), erased=len(erased))
         if late.ids:
             _require_no_new_columns(work, snapshot, manifest, late.ids)
             encoded, _, _ = _encode(
@@ -241,6 +248,7 @@ def _compare(work: _Work, found: Published) -> MonthReport:
         late_rows=len(late.ids),
         changed_rows=late.changed,
         missing_rows=late.missing,
+        erased_rows=late.erased,
         pruned=pruned or work.relation != target.table,
     )
 
@@ -471,11 +479,6 @@ def _strangers(target: Target, month: Month, shard: Shard) -> tuple[str, ...]:
         for part in each.manifest.parts
     }
     prefix = f"{target.layout.data}{month.path}"
-    others = f"{prefix}part-"
-    mine = f"{others}{shard.name}-g"
     # Another shard's run may be between its parts and its manifest.
-    return tuple(
-        key
-        for key in target.bucket.keys(prefix)
-        if key not in listed and (key.startswith(mine) or not key.startswith(others))
-    )
+    of_others = re.compile(re.escape(f"{prefix}part-") + rf"(?!{re.escape(shard.name)}-g\d{{4}}-\d{{5}}-).*\.parquet")
+    return tuple(key for key in target.bucket.keys(prefix) if key not in listed and not of_others.fullmatch(key))

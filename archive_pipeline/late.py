@@ -24,11 +24,13 @@ class Comparison:
         ids: of rows that are in Postgres and not in the archive, as text.
         changed: rows of the same id with other content.
         missing: rows that are in the archive and not in Postgres.
+        erased: rows that are in Postgres and were erased from the archive; not among `ids`.
     """
 
     ids: tuple[str, ...] = field(default=(), repr=False)
     changed: int = 0
     missing: int = 0
+    erased: int = 0
 
 
 def compare(snapshot: Snapshot, manifest: Manifest, bucket: ArchiveBucket, directory: Path) -> Comparison:

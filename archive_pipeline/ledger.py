@@ -20,7 +20,7 @@ from archive_pipeline.errors import FencedError, MonthBusyError
 from archive_pipeline.manifest import Published
 from archive_pipeline.months import Month
 from archive_pipeline.signing import Signer
-from archive_pipeline.snapshot import SourceTable
+from archive_pipeline.snapshot import ErasedValue, SourceTable
 from scaling.databases import Connection, Shard
 from scaling.errors import UserError
 
@@ -94,6 +94,12 @@ SET state = CASE WHEN manifest_key IS NULL THEN 'failed' ELSE 'archived' END, fi
     error = %(error)s
 WHERE {MINE}
 """  # noqa: S608 - constants only
+
+
+ERASURES = """
+SELECT id::text, column_name, value_sha256, requested_at FROM archive.erasures
+WHERE source_table = %(source_table)s AND shard = %(shard)s
+"""
 
 
 class Lease:
@@ -191,6 +197,10 @@ class Lease:
     def signing_keys(self) -> dict[str, bytes]:
         """The public keys (SPKI, DER) that ever signed, by fingerprint."""
         return dict(self._execute("SELECT fingerprint, public_key FROM archive.signing_keys").fetchall())
+
+    def erasures(self) -> list[ErasedValue]:
+        """What has been erased from the archive of this table."""
+        return [ErasedValue(*row) for row in self._execute(ERASURES)]
 
     def pruned(self) -> bool:
         """Whether the month's rows were dropped from Postgres."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -175,6 +175,23 @@ class Extent:
     sample: tuple[Key, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ErasedValue:
+    """A value whose rows were erased from the archive, as far as that is still known.
+
+    Attributes:
+        request: id of the request, which keys the hash.
+        column: of the table.
+        value_sha256: of ``<request>:<value as text>``, hex.
+        requested_at: rows made later are none that somebody asked to erase.
+    """
+
+    request: str
+    column: str
+    value_sha256: str
+    requested_at: datetime
+
+
 class Snapshot:
     """What one exported snapshot shows of a month; made by `take`."""
 
@@ -316,6 +333,31 @@ class Snapshot:
             cursor.execute(self._text(query))
             for batch in cursor.fetch_record_batch():
                 take(batch)
+
+    def erased(self, values: Sequence[ErasedValue]) -> frozenset[str]:
+        """Find rows of the month that were erased from the archive and are still here.
+
+        Args:
+            values: that were erased.
+
+        Returns:
+            Their ids as text.
+        """
+        present = {column.source for column in self.columns()}
+        ids: set[str] = set()
+        for value in values:
+            if value.column not in present:
+                continue
+            hashed = sql.SQL("encode(sha256(convert_to({} || ':' || {}::text, 'UTF8')), 'hex')").format(
+                sql.Literal(value.request), sql.Identifier(value.column)
+            )
+            found = self._connection.execute(
+                sql.SQL("SELECT id::text FROM {} r WHERE created_at < {} AND {} = {}").format(
+                    self._rows(), sql.Literal(value.requested_at), hashed, sql.Literal(value.value_sha256)
+                )
+            )
+            ids.update(identifier for (identifier,) in found)
+        return frozenset(ids)
 
     def filled(self, columns: Sequence[Column], ids: Sequence[str]) -> list[str]:
         """Find columns in which any of some rows holds a value.

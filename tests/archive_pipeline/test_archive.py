@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from archive_pipeline.archive import MonthReport, Outcome, Step, archive_month
+from archive_pipeline.erase import Erasure, erase
 from archive_pipeline.errors import FencedError, MonthBusyError, MonthOpenError, VerificationError
 from archive_pipeline.ledger import lease
 from archive_pipeline.manifest import Layout
@@ -23,7 +24,7 @@ from archive_pipeline.months import Month
 from archive_pipeline.snapshot import SourceTable
 from scaling.databases import Shard
 from scaling.errors import UserError
-from tests.archive_pipeline.conftest import JANUARY, Room
+from tests.archive_pipeline.conftest import JANUARY, TENANT, Room
 
 # -- a month that goes well -----------------------------------------------------------------------------------------
 
@@ -137,6 +138,19 @@ def test_rows_that_come_late_are_archived_as_a_further_part_and_the_totals_add_u
     room.log("2025-01-16")
     assert room.archive().manifest.generation == 3
     assert room.month_row()["late_rows"] == 3
+
+
+def test_rows_that_were_erased_from_the_archive_do_not_come_back_as_late_ones(room: Room) -> None:
+    room.fill(70)
+    room.archive()
+    request = Erasure(column="tenant_id", value=str(TENANT), requested_by="somebody", reason="asked to")
+    erase(room.shard, room.target, request, dry_run=False)
+    room.log("2025-01-15", tenant_id=room.tenant(uuid.UUID(int=3)))
+    report = room.archive()
+    assert (report.outcome, report.late_rows, report.erased_rows) == (Outcome.LATE, 1, 10)
+    assert "10 row(s) that were erased from the archive; delete them in Postgres" in report.source_changed
+    assert room.rows("SELECT count(*) AS n FROM audit_logs") == [{"n": 61}]
+    assert room.rows(f"SELECT count(*) AS n FROM audit_logs WHERE tenant_id = '{TENANT}'") == [{"n": 0}]
 
 
 def test_a_late_row_for_an_empty_month_is_its_first_part(room: Room) -> None:
