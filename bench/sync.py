@@ -310,11 +310,11 @@ def told(line: str) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
 
-def write(part: str, measured: Measured, seconds: float) -> list[dict[str, Any]]:
+def write(part: str, measured: Measured, seconds: float, *, results: Path = RESULTS) -> list[dict[str, Any]]:
     """Put a part's figures into the file; return all figures that are in it."""
     known: dict[str, Any] = {"figures": [], "parts": {}}
     with contextlib.suppress(FileNotFoundError):
-        known = json.loads(RESULTS.read_text())
+        known = json.loads(results.read_text())
     old = set(known["parts"].get(part, {}).get("figures", ())) | {figure.name for figure in measured.figures}
     kept = [figure for figure in known["figures"] if figure["name"] not in old]
     known["figures"] = [*kept, *(asdict(figure) for figure in measured.figures)]
@@ -325,16 +325,16 @@ def write(part: str, measured: Measured, seconds: float) -> list[dict[str, Any]]
         "raw": measured.raw,
     }
     known["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = RESULTS.with_suffix(".unfinished")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = results.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(known, indent=2) + "\n")
-    unfinished.replace(RESULTS)
+    unfinished.replace(results)
     figures: list[dict[str, Any]] = known["figures"]
     return figures
 
 
-def show(figures: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("figure", "measured", "target", "", "how", title="Calendar sync")
+def show(figures: Sequence[Mapping[str, Any]], *, title: str = "Calendar sync") -> None:
+    table = Table("figure", "measured", "target", "", "how", title=title)
     for one in figures:
         verdict = "" if one["target"] is None else "[green]ok[/]" if one["ok"] else "[bold red]MISS[/]"
         table.add_row(one["name"], f"{one['value']:,g}", one["target"] or "", verdict, one["how"])
