@@ -58,7 +58,7 @@ from archive_pipeline.objects import Version
 from archive_pipeline.parts import write_part
 from archive_pipeline.publication import Encoded, Target
 from archive_pipeline.ranges import SCHEME, PartsFileSystem
-from archive_pipeline.restore import RESTORED, canonical, configured
+from archive_pipeline.restore import RESTORED, canonical
 from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
@@ -897,7 +897,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         task = bar.add_task("", total=None)
         report = erase(
             router.shard(options.shard),
-            configured(settings),
+            Target.from_settings(settings),
             Erasure(column, value, options.by, options.reason),
             dry_run=not options.yes,
             on_progress=lambda month, done, of: bar.update(task, description=month, completed=done, total=of),

@@ -31,7 +31,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 
 import psycopg
@@ -45,14 +45,11 @@ from archive_pipeline.digest import Digest
 from archive_pipeline.errors import FencedError, MonthBusyError
 from archive_pipeline.ledger import Lease, lease
 from archive_pipeline.legal_holds import holds
-from archive_pipeline.manifest import Layout
 from archive_pipeline.months import MONTH, Month
-from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.premade_months import MonthPartition, database_now
 from archive_pipeline.prunable import MonthFacts, PartitionFacts, Policy, months_between, oldest_kept, why_not
 from archive_pipeline.prune_ledger import Compared, Prune, Prunes
 from archive_pipeline.publication import Target
-from archive_pipeline.signing import signer_from
 from archive_pipeline.snapshot import SourceTable, digest_of
 from archive_pipeline.soundness import Soundness
 from scaling.databases import DatabaseRouter, Shard
@@ -700,14 +697,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     settings = load(ArchiveSettings)
     policy = Policy.from_settings(settings)
-    target = Target(
-        table=SourceTable.parse(settings.archive_table),
-        bucket=ArchiveBucket.from_settings(settings),
-        layout=Layout(settings.archive_prefix),
-        grace=timedelta(seconds=settings.archive_grace_seconds),
-        parallelism=settings.archive_parallelism,
-        signer=signer_from(settings),
-    )
+    target = Target.from_settings(settings)
     title = f"{target.table} in {{}}, ARCHIVE_PRUNE={policy.mode}, ARCHIVE_RETENTION_MONTHS={policy.retention_months}"
     failed = False
     with DatabaseRouter.from_settings(load(DatabaseSettings), application_name="prune") as router:

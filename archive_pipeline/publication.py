@@ -30,9 +30,10 @@ from archive_pipeline.months import Month
 from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.parts import LocalPart, PartSize
 from archive_pipeline.scratch import scratch_directory
-from archive_pipeline.signing import Signer
+from archive_pipeline.signing import Signer, signer_from
 from archive_pipeline.snapshot import BATCH_BYTES, SourceTable
 from scaling.errors import UserError
+from scaling.settings import ArchiveSettings
 
 T = TypeVar("T")
 
@@ -82,6 +83,26 @@ class Target:
     parallelism: int = 2
     signer: Signer | None = None
     glue: Glue | None = None
+
+    @classmethod
+    def from_settings(cls, settings: ArchiveSettings) -> "Target":
+        """The archive that the environment names; nothing is asked of the bucket yet.
+
+        Args:
+            settings: of the archive.
+
+        Raises:
+            UserError: the signing key cannot be used.
+        """
+        return cls(
+            table=SourceTable.parse(settings.archive_table),
+            bucket=ArchiveBucket.from_settings(settings),
+            layout=Layout(settings.archive_prefix),
+            grace=timedelta(seconds=settings.archive_grace_seconds),
+            parallelism=settings.archive_parallelism,
+            signer=signer_from(settings),
+            glue=Glue.from_settings(settings),
+        )
 
 
 @dataclass(frozen=True, slots=True)

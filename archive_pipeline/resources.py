@@ -6,17 +6,11 @@ https://docs.dagster.io/guides/build/external-resources
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import dagster as dg
 
 from archive_pipeline.archive import Target
 from archive_pipeline.bucket_protection import require
-from archive_pipeline.catalog import Glue
-from archive_pipeline.manifest import Layout
-from archive_pipeline.objects import ArchiveBucket
-from archive_pipeline.signing import signer_from
-from archive_pipeline.snapshot import SourceTable
 from scaling.databases import DatabaseRouter
 from scaling.resources import databases
 from scaling.settings import ArchiveSettings, load
@@ -44,16 +38,7 @@ class ArchiveResource(dg.ConfigurableResource[None]):
         Raises:
             UserError: a setting is missing or wrong.
         """
-        settings = load(ArchiveSettings)
-        return Target(
-            table=SourceTable.parse(settings.archive_table),
-            bucket=ArchiveBucket.from_settings(settings),
-            layout=Layout(settings.archive_prefix),
-            grace=timedelta(seconds=settings.archive_grace_seconds),
-            parallelism=settings.archive_parallelism,
-            signer=signer_from(settings),
-            glue=Glue.from_settings(settings),
-        )
+        return Target.from_settings(load(ArchiveSettings))
 
     def protected_target(self, *, dry_run: bool = False) -> Target:
         """The same for a run that writes: the bucket is asked first whether it is set up as the settings require.

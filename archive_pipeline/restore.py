@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -41,13 +40,11 @@ from archive_pipeline.copy_text import copy_text
 from archive_pipeline.digest import Digest, ParquetReader, postgres_column_digests
 from archive_pipeline.errors import RestoreError
 from archive_pipeline.ledger import lease
-from archive_pipeline.manifest import Layout, Part, Published
+from archive_pipeline.manifest import Part, Published
 from archive_pipeline.months import Month
-from archive_pipeline.objects import ArchiveBucket
 from archive_pipeline.premade_months import attach as attach_partition
 from archive_pipeline.premade_months import partitions_of
 from archive_pipeline.publication import Target, scratch
-from archive_pipeline.signing import signer_from
 from archive_pipeline.snapshot import SESSION, SourceTable, digest_of
 from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
@@ -749,25 +746,6 @@ def _show(found: Sequence[Restored]) -> None:
     Console().print(table)
 
 
-def configured(settings: ArchiveSettings) -> Target:
-    """The archive that the environment names.
-
-    Args:
-        settings: of the archive.
-
-    Raises:
-        UserError: the signing key cannot be used.
-    """
-    return Target(
-        table=SourceTable.parse(settings.archive_table),
-        bucket=ArchiveBucket.from_settings(settings),
-        layout=Layout(settings.archive_prefix),
-        grace=timedelta(seconds=settings.archive_grace_seconds),
-        parallelism=settings.archive_parallelism,
-        signer=signer_from(settings),
-    )
-
-
 def months_between(first: Month, last: Month) -> list[Month]:
     """Every month from one to another, both included.
 
@@ -822,7 +800,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         task = bar.add_task("", total=None)
         found = restore(
             router.shard(options.shard),
-            configured(settings),
+            Target.from_settings(settings),
             months_between(first, last),
             tenant=options.tenant,
             into=SourceTable.parse(options.into) if options.into else None,

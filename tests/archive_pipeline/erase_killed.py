@@ -9,7 +9,7 @@ from pathlib import Path
 
 from archive_pipeline.erase import Erasure, erase
 from archive_pipeline.parts import PartSize
-from archive_pipeline.restore import configured
+from archive_pipeline.publication import Target
 from scaling.databases import Shard
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
 
@@ -23,7 +23,7 @@ def main(tenant: str, step: str, times: int, scratch: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     target = replace(
-        configured(load(ArchiveSettings)),
+        Target.from_settings(load(ArchiveSettings)),
         part_size=PartSize(row_group_bytes=100_000, part_bytes=50_000),
         scratch=Path(scratch),
     )
