@@ -168,7 +168,7 @@ def archive_month(
     """
     began = clock()
     with shard.transaction() as connection:
-        written = require_closed(connection, month, target.grace)
+        written = require_closed(connection, target.table, month, target.grace)
     with lease(shard, target.table, month) as held:
         on_step(Step.LEASED)
         work = _Work(shard, target, month, relation or target.table, held, on_step)

@@ -74,7 +74,10 @@ SESSION: Mapping[str, str] = {
 OPEN_TRANSACTIONS = """
 SELECT (SELECT count(*) FROM pg_stat_activity WHERE xact_start < %(end)s AND datname = current_database()
           AND backend_type = 'client backend' AND pid <> pg_backend_pid())
-     + (SELECT count(*) FROM pg_prepared_xacts WHERE prepared < %(end)s AND database = current_database())
+     + (SELECT count(DISTINCT virtualtransaction) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+        WHERE d.datname = current_database() AND pid IS NULL AND mode NOT IN ('AccessShareLock', 'RowShareLock')
+          AND relation IN (SELECT to_regclass(%(table)s) UNION
+                           SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))))
 """
 
 LEAVES = """
@@ -118,15 +121,17 @@ class SourceTable:
         return sql.Identifier(self.schema, self.name)
 
 
-def require_closed(connection: Connection, month: Month, grace: timedelta) -> Lsn:
+def require_closed(connection: Connection, table: SourceTable, month: Month, grace: timedelta) -> Lsn:
     """Refuse a month that may still receive rows, by the database's clock; a worker's clock decides nothing.
 
     ``created_at`` defaults to the start of the transaction, so one that began before the month's end and still runs
     may commit a row into it later. Of other roles' transactions only those are seen that the role may look at
-    (``GRANT pg_read_all_stats``); `grace` covers the rest.
+    (``GRANT pg_read_all_stats``); `grace` covers the rest. When a prepared one began, Postgres does not say
+    (``prepared`` is later), so each that has written to the table counts, by its locks.
 
     Args:
         connection: to the database the rows are in.
+        table: the source.
         month: to be archived.
         grace: how long after its end a month is closed.
 
@@ -139,7 +144,7 @@ def require_closed(connection: Connection, month: Month, grace: timedelta) -> Ls
     closes_at = month.end + grace
     now, still_running = connection.execute(
         f"SELECT clock_timestamp() >= %(closes_at)s, ({OPEN_TRANSACTIONS})",
-        {"closes_at": closes_at, "end": month.end},
+        {"closes_at": closes_at, "end": month.end, "table": table.identifier.as_string(connection)},
     ).fetchone() or (False, 0)
     if not now:
         raise MonthOpenError(

@@ -142,7 +142,7 @@ def test_a_replica_must_show_rows_that_were_committed_and_not_yet_written_to_dis
     short = 0
     for _ in range(5):
         january.log("2025-01-20 00:00+00")
-        position = require_closed(january.admin, JANUARY, january.target.grace)
+        position = require_closed(january.admin, january.target.table, JANUARY, january.target.grace)
         [(enough,)] = january.admin.execute("SELECT %s::pg_lsn >= pg_current_wal_insert_lsn()", (position,)).fetchall()
         short += not enough
     # The server's own processes write now and then; a position before the commit would be short every time.
