@@ -71,6 +71,15 @@ bench-sync: install  ## measure the calendar sync against its targets, in under 
 chaos-sync: install  ## kill, freeze and cut off sync workers, then compare every row (ARGS="--trials 1000 --seed 1")
 	@$(BIN)/python -m tests.sync_pipeline.chaos $(ARGS)
 
+.PHONY: bench-archive
+bench-archive: install  ## measure the archive against its targets and other tools (ARGS="--only duckdb month --rounds 1")
+	@$(BIN)/python -m bench.archive $(ARGS)
+	@$(BIN)/python -m bench.readme
+
+.PHONY: chaos-archive
+chaos-archive: install  ## kill and cut off archive workers, then look for every row (ARGS="--trials 1000 --seed 1")
+	@$(BIN)/python -m tests.archive_pipeline.chaos $(ARGS)
+
 .PHONY: screenshots
 screenshots: install  ## new pictures for the README, from a running make up; needs a Chromium on the PATH
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'

@@ -408,7 +408,9 @@ def figures_of(
                 f"{name}'s export {median(name):.1f} s, {median(name, 'rss_mb'):.0f} MB of memory, "
                 f"{size(name, median)} / the whole verified month {median('month'):.1f} s; same rounds"
             )
-            found.append(at_least(figure, ratio, limit, how) if limit else Figure(figure, round(ratio, 3), None, True, how))
+            found.append(
+                at_least(figure, ratio, limit, how) if limit else Figure(figure, round(ratio, 3), None, True, how)
+            )
     if {"month", "duckdb"} <= enough.keys():
         found.append(
             at_most(

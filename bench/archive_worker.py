@@ -101,9 +101,7 @@ def extraction(shard: Shard, month: Month) -> dict[str, Any]:
             columns = taken.columns()
             extent = taken.extent(columns)
             clusters = Clusters(directory, columns, boundaries_of(extent.sample, -(-extent.row_bytes // limit)))
-            taken.extract(
-                columns, extent, clusters.add, parallelism=wanted.parallelism, batch_bytes=wanted.batch_bytes
-            )
+            taken.extract(columns, extent, clusters.add, parallelism=wanted.parallelism, batch_bytes=wanted.batch_bytes)
         extracted = time.perf_counter()
         divided = archive._divide(clusters.close(), wanted)  # noqa: SLF001 - the same parts as the product makes
 
