@@ -44,6 +44,7 @@ def test_a_closed_month_is_archived_whole_and_verified(room: Room) -> None:
     assert room.rows("SELECT count(*) AS n, count(DISTINCT id) AS ids FROM audit_logs") == [{"n": 1000, "ids": 1000}]
 
 
+# case 19
 def test_the_month_begins_at_its_first_instant_and_ends_before_the_next_ones(room: Room) -> None:
     first = room.log("2025-01-01 00:00:00+00")
     last = room.log("2025-01-31 23:59:59.999999+00")
@@ -59,6 +60,7 @@ def test_the_month_begins_at_its_first_instant_and_ends_before_the_next_ones(roo
     assert {(row["year"], row["month"]) for row in rows} == {(2025, 1)}
 
 
+# case 21
 def test_a_month_of_tokyo_holds_the_rows_between_its_midnights(room: Room) -> None:
     inside = [room.log("2025-06-30 15:00:00+00"), room.log("2025-07-31 14:59:59.999999+00")]
     room.log("2025-06-30 14:59:59.999999+00")
@@ -78,6 +80,7 @@ def test_months_of_another_time_zone_are_refused_once_one_is_archived(room: Room
         room.archive(Month(2025, 2, "Asia/Tokyo"))
 
 
+# case 62
 def test_an_empty_month_is_a_manifest_without_parts(room: Room) -> None:
     report = room.archive()
     assert (report.manifest.parts, report.manifest.digest.rows) == ((), 0)
@@ -223,12 +226,14 @@ def test_a_month_that_has_not_ended_is_refused(room: Room) -> None:
     assert room.month_row(Month(now.year, now.month)) == {}
 
 
+# case 22
 def test_a_month_is_open_until_its_grace_period_is_over_by_the_databases_clock(room: Room) -> None:
     room.target = replace(room.target, grace=timedelta(days=365 * 200))
     with pytest.raises(MonthOpenError, match=r"from 2224-12-\d\d"):
         room.archive()
 
 
+# case 23
 def test_a_month_stays_open_while_a_transaction_runs_that_began_before_its_end(room: Room) -> None:
     just_ahead = datetime.now(UTC) + timedelta(seconds=0.2)
     late = Month(just_ahead.year, just_ahead.month)
@@ -363,6 +368,7 @@ def test_a_part_that_comes_back_from_s3_otherwise_is_not_published(room: Room, w
 # -- two runs, dead runs --------------------------------------------------------------------------------------------
 
 
+# case 33
 def test_of_two_runs_of_one_month_the_second_says_busy(room: Room) -> None:
     room.fill(50)
     reached, go_on = threading.Event(), threading.Event()
@@ -383,6 +389,7 @@ def test_of_two_runs_of_one_month_the_second_says_busy(room: Room) -> None:
     assert first[0].outcome is Outcome.ARCHIVED
 
 
+# case 34
 @pytest.mark.parametrize("step", [Step.SNAPSHOT, Step.MATCHED, Step.UPLOADED, Step.READ_BACK])
 def test_a_run_whose_lease_was_taken_over_writes_nothing_more(room: Room, step: Step) -> None:
     room.fill(1000)
@@ -402,6 +409,7 @@ def test_a_run_whose_lease_was_taken_over_writes_nothing_more(room: Room, step: 
     assert room.rows("SELECT count(*) AS n FROM audit_logs") == [{"n": 1000}]
 
 
+# case 34
 def test_a_run_that_lost_the_session_of_its_lease_stops(room: Room) -> None:
     room.fill(1000)
 
@@ -432,6 +440,7 @@ def test_a_database_that_goes_away_while_rows_are_read_is_named_as_the_cause(roo
     assert room.archive().outcome is Outcome.ARCHIVED
 
 
+# case 30
 @pytest.mark.parametrize(
     ("step", "times"),
     [

@@ -105,6 +105,7 @@ def peak_megabytes(scratch: Path) -> int:
     return int(ran.stdout)
 
 
+# case 61
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_huge_rows(room: Room, tmp_path: Path) -> None:
     room.admin.execute("ALTER TABLE audit_logs ALTER details SET STORAGE EXTERNAL")
