@@ -540,6 +540,8 @@ def test_row_level_security_policies_and_grants_are_identical_and_anon_sees_noth
                 WHERE attrelid = c.oid AND attacl IS NOT NULL)
         FROM pg_class c WHERE oid = 'public.audit_logs'::regclass"""
     before = live.admin.execute(catalog).fetchone()
+    assert before is not None
+    assert before[:2] == (True, True)
     live.convert()
     assert live.admin.execute(catalog).fetchone() == before
     with live.acting_as("anon") as connection:

@@ -22,6 +22,7 @@ def a_file(directory: Path, content: bytes) -> tuple[Path, str]:
     return path, hashlib.sha256(content).hexdigest()
 
 
+# case 33
 def test_the_same_bytes_may_be_put_twice(room: Room, tmp_path: Path) -> None:
     path, sha256 = a_file(tmp_path, b"one")
     room.target.bucket.put_file("key", path, sha256)
@@ -29,6 +30,7 @@ def test_the_same_bytes_may_be_put_twice(room: Room, tmp_path: Path) -> None:
     assert room.target.bucket.read("key") == b"one"
 
 
+# case 52
 def test_other_bytes_are_never_put_over_an_object(room: Room, tmp_path: Path) -> None:
     room.target.bucket.put_bytes("key", b"one", content_type="text/plain")
     with pytest.raises(ObjectConflictError, match="key already holds other bytes"):

@@ -173,6 +173,7 @@ def test_an_archived_month_leaves_postgres_and_stays_in_the_archive(january: Roo
     assert pruned(january) == []
 
 
+# case 62
 def test_an_empty_month_with_its_signed_manifest_leaves_postgres_too(room: Room) -> None:
     convert(room.admin, room.shard, JANUARY)
     room.archive()

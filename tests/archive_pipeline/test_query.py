@@ -41,6 +41,7 @@ def archived(room: Room) -> Room:
     return room
 
 
+# case 63
 def test_a_query_reads_all_months_and_a_column_is_null_where_it_did_not_exist(archived: Room) -> None:
     rows = archived.rows("SELECT month, count(*) AS n, count(severity) AS graded FROM audit_logs GROUP BY 1 ORDER BY 1")
     assert rows == [{"month": 1, "n": 700, "graded": 0}, {"month": 2, "n": 300, "graded": 300}]

@@ -92,6 +92,7 @@ PASSING: list[tuple[str, str, Mistake]] = [
 
 
 # case 43
+# case 33
 def test_every_passing_fault_of_s3_is_ridden_out_and_the_objects_are_those_of_a_run_without_one(
     room: Room, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
