@@ -274,7 +274,7 @@ def install_peers() -> None:
     told("installing the other tools into var/bench/peers (two minutes the first time)")
     shutil.rmtree(PEERS_DIRECTORY, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", PEERS_DIRECTORY], check=True)
-    pip = [PEERS_DIRECTORY / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(PEERS_DIRECTORY / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *PEERS], check=True)
     mark.write_text(wanted)
 
@@ -372,7 +372,7 @@ def figures_of(
     )
 
     def median(name: str, key: str = "seconds") -> float:
-        return statistics.median(each[key] for each in enough[name])
+        return float(statistics.median(each[key] for each in enough[name]))
 
     found: list[Figure] = []
     if {"extract", "duckdb"} <= enough.keys():
@@ -467,7 +467,7 @@ def backfill(options: Options) -> Measured:
 def conversion(options: Options) -> Measured:
     """A plain table becomes a partitioned one beside four writers."""
     figures, raw = converted(CONVERTED_ROWS if options.rows >= ROWS else options.rows)
-    known = {name for name in Figure.__dataclass_fields__}
+    known = set(Figure.__dataclass_fields__)
     return Measured([Figure(**{name: one[name] for name in known}) for one in figures], raw)
 
 

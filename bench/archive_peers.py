@@ -21,7 +21,6 @@ BIN = Path(sys.executable).parent
 POLL_SECONDS = 0.05
 TIMEOUT_SECONDS = 900
 CHUNK_ROWS = 100_000
-ZSTD = "zstd"
 # The types that Athena reads, as the archive stores them.
 TEXTS = ("id", "tenant_id", "workspace_id", "user_id", "details", "ip_address")
 PLAIN = ("action", "resource_type", "resource_id", "user_agent")
@@ -33,7 +32,7 @@ Found = dict[str, Any]
 def duckdb(job: Job) -> Found:
     """DuckDB's Postgres extension: COPY to one Parquet file, with the archive's output types."""
     import duckdb
-    from duckdb_extensions import import_extension
+    from duckdb_extensions import import_extension  # type: ignore[import-not-found]
 
     import_extension("postgres_scanner")
     connection = duckdb.connect()
@@ -67,7 +66,7 @@ def pandas(job: Job) -> Found:
             for name in ("id", "tenant_id", "workspace_id", "user_id", "ip_address"):
                 frame[name] = frame[name].astype(str)
             frame["details"] = frame["details"].map(json.dumps)
-            frame.to_parquet(Path(job["directory"]) / f"{number:05}.parquet", compression=ZSTD, index=False)
+            frame.to_parquet(Path(job["directory"]) / f"{number:05}.parquet", compression="zstd", index=False)
     return {"seconds": time.perf_counter() - began, "rss_mb": peak_mb("self")}
 
 
@@ -142,7 +141,7 @@ def rivet(job: Job) -> Found:
                 f"WHERE created_at >= '{job['start']}' AND created_at < '{job['end']}'",
                 "mode": "full",
                 "format": "parquet",
-                "compression": ZSTD,
+                "compression": "zstd",
                 "destination": {
                     "type": "s3",
                     "bucket": job["bucket"],

@@ -92,8 +92,8 @@ def extraction(shard: Shard, month: Month) -> dict[str, Any]:
     limit = wanted.part_size.row_group_bytes
     with (
         tempfile.TemporaryDirectory(prefix="bench-extract-") as name,
-        mock.patch.object(snapshot, "postgres_row_md5", lambda _: sql.SQL("NULL::text")),
-        mock.patch.object(snapshot, "digest_of_rows", lambda *_: Digest()),
+        mock.patch.object(snapshot, "postgres_row_md5", return_value=sql.SQL("NULL::text")),
+        mock.patch.object(snapshot, "digest_of_rows", return_value=Digest()),
     ):
         directory = Path(name)
         began = time.perf_counter()

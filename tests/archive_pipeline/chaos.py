@@ -11,7 +11,6 @@ each at most and with its content; what closed months hold must all be archived;
 """
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
@@ -51,7 +51,6 @@ from devstack.processes import VAR, Supervisor
 from devstack.servers import TEMPLATE, Bucket, Database, Servers
 from scaling import migrate
 from scaling.databases import Shard
-from scaling.errors import UserError
 from tests.archive_pipeline import partitioned
 from tests.archive_pipeline.chaos_worker import TABLE, Hands, Job, work
 from tests.archive_pipeline.s3_with_faults import Faults, Mistake, faulty_s3
@@ -219,8 +218,8 @@ class Trial:
         rng, arena = self._rng, self._arena
         now = datetime.now(UTC)
         index = now.year * 12 + now.month - 1
-        months = [Month(*divmod(index - back, 12)[:1], divmod(index - back, 12)[1] + 1) for back in (3, 2, 1, 0)]
-        if rng.random() < 0.6:
+        months = [Month((index - back) // 12, (index - back) % 12 + 1) for back in (3, 2, 1, 0)]
+        if rng.random() < 0.8:
             months = months[1:]
         closed = months[:-1]
         is_partitioned = rng.random() < 0.55
@@ -240,8 +239,8 @@ class Trial:
                 shard.close()
         writer = Writer(arena, database.admin_dsn, months, rng.randrange(2**32))
         for month in months:
-            writer.insert(rng.randint(20, 90), month)
-        menus = (
+            writer.insert(rng.randint(10, 70), month)
+        menus: list[tuple[str, ...]] = (
             [("archive",), ("archive", "prune"), ("prune",), ("archive", "prune", "archive"), ("premake", "archive")]
             if is_partitioned
             else [("archive",), ("convert",), ("convert", "archive"), ("archive", "convert"), ("convert", "premake")]
@@ -249,7 +248,7 @@ class Trial:
         # Something is archived or pruned before the storm, so that it also meets what comes late.
         if is_partitioned and rng.random() < 0.5:
             self._calm(environment, scratch, closed, ("archive", "prune") if rng.random() < 0.5 else ("archive",))
-        chosen = [rng.choice(menus) for _ in range(rng.choice([1, 2, 2, 3]))]
+        chosen = [rng.choice(menus) for _ in range(rng.choice([1, 1, 2, 2, 3]))]
         self._outcome.scenario = f"{'partitioned' if is_partitioned else 'plain'}, {len(closed)} months, " + " | ".join(
             "+".join(operations) for operations in chosen
         )
@@ -261,9 +260,11 @@ class Trial:
                     writer.insert(rng.randint(1, 5), rng.choice(closed))
         self._outcome.strikes["inserts refused"] += writer.refused
         self._outcome.strikes["inserts in doubt"] += len(writer.in_doubt)
-        everything = ("archive", "prune", "archive") if is_partitioned else ("convert", "archive")
-        if not is_partitioned and not any("convert" in operations for operations in chosen):
-            everything = ("archive",)
+        everything: tuple[str, ...] = ("archive", "archive")
+        if is_partitioned:
+            everything = ("archive", "prune", "archive")
+        elif any("convert" in operations for operations in chosen):
+            everything = ("convert", *everything)
         with self._hands(environment, scratch, closed) as hands:
             self._judge_runs(hands, everything)
             self._judge_rows(hands, writer, database, closed, pruned=is_partitioned)
@@ -286,7 +287,8 @@ class Trial:
                 (rng.choice(["PUT", "PUT", "GET", "HEAD"]), rng.choice(PIECES), rng.choice(MISTAKES))
                 for _ in range(rng.randint(1, 3))
             ]
-        workers, blows = [], []
+        workers: list[tuple[Any, Job]] = []
+        blows: list[tuple[float, Callable[[], None]]] = []
         for number, operations in enumerate(started):
             blow = rng.choice(BLOWS)
             at = rng.uniform(0.02, 1.2)
@@ -295,20 +297,20 @@ class Trial:
                 scratch=scratch / f"worker-{time.monotonic_ns()}-{number}",
                 months=closed,
                 operations=operations,
-                die_at=rng.randint(1, 14 * len(operations)) if blow == "kill at step" else 0,
+                die_at=rng.randint(1, 16 * len(operations)) if blow == "kill at step" else 0,
                 result=scratch / f"result-{time.monotonic_ns()}-{number}.json",
             )
             job.scratch.mkdir()
             process = arena.context.Process(target=work, args=(job,), daemon=True)
             process.start()
             workers.append((process, job))
-            action: Callable[[], None] | None = {
-                "kill at time": lambda process=process: self._kill(process),
-                "end sessions": lambda: self._end_sessions(database),
+            actions: dict[str, Callable[[], None]] = {
+                "kill at time": partial(self._kill, process),
+                "end sessions": partial(self._end_sessions, database),
                 "crash server": self._crash_server,
-            }.get(blow)
-            if action is not None:
-                blows.append((time.monotonic() + at, action))
+            }
+            if blow in actions:
+                blows.append((time.monotonic() + at, actions[blow]))
         ends = time.monotonic() + WORKER_SECONDS
         blows.sort(key=lambda each: each[0])
         while any(process.is_alive() for process, _ in workers) and time.monotonic() < ends:
@@ -384,10 +386,8 @@ class Trial:
                             self._outcome.violations.append(f"month {month}: {what}")
                     if report.stored != report.manifest.digest:
                         self._outcome.violations.append(f"month {month}: the manifest has another digest")
-        if operations[-1] == "archive":
-            again = [report.outcome for report in patiently(hands.archive)]
-            if set(again) != {Archived.UNCHANGED}:
-                self._outcome.violations.append(f"a further run does something: {again}")
+        if operations.count("archive") > 1 and {report.outcome for report in found} != {Archived.UNCHANGED}:
+            self._outcome.violations.append("a further run does something")
 
     def _judge_rows(
         self, hands: Hands, writer: Writer, database: Database, closed: Sequence[Month], *, pruned: bool
@@ -454,7 +454,7 @@ def patiently(action: Callable[[], Any]) -> Any:
 def own_arena(directory: Path) -> Iterator[Arena]:
     """An arena with servers of its own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    context.set_forkserver_preload([work.__module__, "adbc_driver_postgresql.dbapi"])
     shutil.rmtree(directory, ignore_errors=True)
     with Supervisor(directory) as supervisor:
         both = servers.start(supervisor, disposable=True)

@@ -74,7 +74,7 @@ class Hands:
             bucket=ArchiveBucket.from_settings(settings),
             layout=Layout("audit_logs"),
             grace=timedelta(hours=1),
-            part_size=PartSize(row_group_bytes=6_000, part_bytes=12_000, least_part_bytes=4_000),
+            part_size=PartSize(row_group_bytes=8_000, part_bytes=20_000, least_part_bytes=10_000),
             batch_bytes=4_000,
             scratch=scratch,
             signer=signer_from(settings),

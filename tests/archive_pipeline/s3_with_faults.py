@@ -95,6 +95,7 @@ def faulty_s3(endpoint: str) -> Iterator[Faults]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # an answer of two packets waits 40 ms otherwise
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
