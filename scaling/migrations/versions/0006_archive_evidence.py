@@ -141,7 +141,7 @@ CREATE TABLE archive.erasures (
 COMMENT ON TABLE archive.erasures IS
     'Requests to erase from the archive. Of the value a keyed hash is kept: a request must not keep what it erases.';
 COMMENT ON COLUMN archive.erasures.value_sha256 IS
-    'SHA-256 of id || '':'' || value in hexadecimal, so that a row can be recognised as erased and a list of rows cannot.';
+    'SHA-256 of id || '':'' || value, hexadecimal: it tells that a row was erased, and does not tell which rows were.';
 COMMENT ON COLUMN archive.erasures.generations IS
     'By month, the generation and the rows of what was about to be published, noted before it was.';
 """
