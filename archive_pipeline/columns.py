@@ -104,7 +104,13 @@ ENCODINGS: dict[Kind, Encoding] = {
     "bytes": Encoding("{c}", "encode({v}, 'hex')", "lower(hex({v}))", bounded=False),
     # ADBC reads numerics as text; DuckDB prints numeric(2,2) zero as '.00' where Postgres prints '0.00'.
     "decimal": Encoding("{c}::text", "{v}", r"regexp_replace({v}::VARCHAR, '^(-?)\.', '\10.')"),
-    "json": Encoding("to_json({c})::text", "{v}", "{v}", bounded=False),
+    # An array whose first index is not 1 prints it, as '[0:1]={a,b}', and JSON has no place for it: that text is kept.
+    "json": Encoding(
+        "CASE left({c}::text, 1) WHEN '[' THEN to_json({c}::text) ELSE to_json({c}) END::text",
+        "{v}",
+        "{v}",
+        bounded=False,
+    ),
     "instant": Encoding(EXACT_US, "{v}", "{v}"),
     "wall": Encoding(EXACT_US, "{v}", "{v}"),
     "date": Encoding(EXACT_DAYS, "{v}", "{v}"),

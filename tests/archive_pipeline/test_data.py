@@ -332,6 +332,7 @@ def test_arrays_keep_their_nulls_and_dimensions_and_an_enum_may_grow_in_the_midd
     flat = room.log("2025-01-10", grid="{1,2,3,NULL}", level="low")
     square = room.log("2025-01-10", grid="{{1,2},{3,NULL}}")
     cube = room.log("2025-01-10", grid="{{{1},{2}},{{3},{4}}}", levels="{low,NULL}")
+    moved = room.log("2025-01-10", grid="[0:1]={1,2}", words='[-1:0]={a,"]"}')
     room.admin.execute("ALTER TYPE severity ADD VALUE 'none' BEFORE 'low'")
     grown = room.log("2025-01-20", level="none", levels='{{none,low},{NULL,"so-so, really"}}')
     room.archive()
@@ -343,6 +344,7 @@ def test_arrays_keep_their_nulls_and_dimensions_and_an_enum_may_grow_in_the_midd
         "[[1,2],[3,null]]",
         "[[[1],[2]],[[3],[4]]]",
     ]
+    assert (rows[moved]["grid"], rows[moved]["words"]) == ('"[0:1]={1,2}"', '"[-1:0]={a,]}"')
     assert [rows[key]["level"] for key in (flat, grown, cube)] == ["low", "none", None]
     assert rows[grown]["levels"] == '[["none","low"],[null,"so-so, really"]]'
     assert_restored_exactly(room)
