@@ -102,6 +102,7 @@ def extraction(shard: Shard, month: Month) -> dict[str, Any]:
             extent = taken.extent(columns)
             clusters = Clusters(directory, columns, boundaries_of(extent.sample, -(-extent.row_bytes // limit)))
             taken.extract(columns, extent, clusters.add, parallelism=wanted.parallelism, batch_bytes=wanted.batch_bytes)
+        archive._release_memory()  # noqa: SLF001 - as the product does
         extracted = time.perf_counter()
         divided = archive._divide(clusters.close(), wanted)  # noqa: SLF001 - the same parts as the product makes
 

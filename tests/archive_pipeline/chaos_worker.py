@@ -4,6 +4,7 @@ Belongs here: the operations, and dying at a step. Does not: what befalls it fro
 """
 
 import json
+import logging
 import os
 import signal
 from collections import Counter
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+import stamina
 
 from archive_pipeline import turns
 from archive_pipeline.archive import MonthReport, archive_month
@@ -107,6 +110,8 @@ OPERATIONS = ("archive", "prune", "convert", "premake")
 def work(job: Job) -> None:
     """Do the job; its troubles are sentences, whatever happens to the servers."""
     os.environ.update(job.environment)
+    logging.disable(logging.CRITICAL)  # what fails is the point
+    stamina.instrumentation.set_on_retry_hooks([])
     steps = 0
 
     def step(_: object) -> None:
