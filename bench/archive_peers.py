@@ -51,7 +51,7 @@ def duckdb(job: Job) -> Found:
 
 
 def pandas(job: Job) -> Found:
-    """What one writes first: read_sql in chunks, to_parquet for each; Postgres turns into text what pandas cannot store."""
+    """What one writes first: read_sql in chunks, to_parquet for each; Postgres casts what pandas cannot store."""
     import pandas
     import sqlalchemy
 

@@ -12,6 +12,7 @@ each at most and with its content; what closed months hold must all be archived;
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -35,6 +36,7 @@ from unittest import mock
 
 import psutil
 import psycopg
+import stamina
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -58,6 +60,7 @@ from tests.archive_pipeline.s3_with_faults import Faults, Mistake, faulty_s3
 RESULTS = Path("var/bench/archive_chaos.json")
 TRIALS = 200
 WORKER_SECONDS = 60.0
+TRIAL_SECONDS = 600.0
 TENANTS = 5
 BLOWS = ("kill at step", "kill at step", "kill at time", "end sessions", "crash server", "spare")
 MISTAKES: tuple[Mistake, ...] = (
@@ -465,24 +468,48 @@ def own_arena(directory: Path) -> Iterator[Arena]:
             yield Arena(both, faults, context, directory, new_key())
 
 
+def try_seeds(number: int, seeds: Sequence[int], done: Any) -> None:
+    """Run trials one after the other in an arena of its own, and hand over each outcome."""
+    logging.disable(logging.CRITICAL)  # what fails is the point
+    stamina.instrumentation.set_on_retry_hooks([])
+    with own_arena(VAR / "bench" / f"archive-chaos-{number}") as arena:
+        for seed in seeds:
+            parent = multiprocessing.parent_process()
+            if parent is None or not parent.is_alive():
+                break  # nobody waits for the rest
+            done.put(Trial(arena, seed).run())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run trials and write var/bench/archive_chaos.json; 1 when one of them fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.archive_pipeline.chaos", description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seed", type=int, default=1, help="of the first trial; the others count on")
+    parser.add_argument("--jobs", type=int, default=2, help="trials side by side, each with servers of its own")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
     columns = (TextColumn("chaos"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with own_arena(VAR / "bench" / "archive-chaos") as arena, Progress(*columns, console=console) as progress:
+    context = multiprocessing.get_context("spawn")
+    done: Any = context.Queue()
+    seeds = range(options.seed, options.seed + options.trials)
+    jobs = [
+        context.Process(target=try_seeds, args=(number, seeds[number :: options.jobs], done))
+        for number in range(min(options.jobs, options.trials))
+    ]
+    for job in jobs:
+        job.start()
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("chaos", total=options.trials)
-        for seed in range(options.seed, options.seed + options.trials):
-            outcome = Trial(arena, seed).run()
+        for _ in seeds:
+            outcome = done.get(timeout=TRIAL_SECONDS)
             outcomes.append(outcome)
             if not outcome.ok or outcome.unforeseen:
-                progress.console.print(f"seed {seed}: {outcome.raw()}", markup=False, soft_wrap=True)
+                progress.console.print(f"seed {outcome.seed}: {outcome.raw()}", markup=False, soft_wrap=True)
             progress.advance(task)
             write(outcomes)
+    for job in jobs:
+        job.join()
     strikes: Counter[str] = sum((outcome.strikes for outcome in outcomes), Counter())
     failing = [outcome.seed for outcome in outcomes if not outcome.ok]
     console.print(f"{len(outcomes)} trials, {dict(strikes)}, failing seeds: {failing or 'none'}", markup=False)
@@ -515,7 +542,7 @@ def write(outcomes: Sequence[Outcome]) -> None:
         "strikes": dict(strikes),
         "troubles": dict(sum((outcome.troubles for outcome in outcomes), Counter[str]())),
         "unforeseen": [one for outcome in outcomes for one in outcome.unforeseen],
-        "first_seed": outcomes[0].seed,
+        "first_seed": min(outcome.seed for outcome in outcomes),
         "seconds_per_trial": round(sum(outcome.seconds for outcome in outcomes) / len(outcomes), 2),
         "failing": [outcome.raw() for outcome in failing],
     }
