@@ -375,7 +375,7 @@ class Trial:
     def _judge_runs(self, hands: Hands, operations: Sequence[str]) -> None:
         """Run everything when nothing is in its way: it must do its work."""
         found: list[Any] = []
-        for name in operations:
+        for number, name in enumerate(operations):
             found = patiently(getattr(hands, name)) or []
             if name == "prune":
                 for each in found:
@@ -384,7 +384,9 @@ class Trial:
             if name == "archive":
                 for report in found:
                     month = report.manifest.month.name
-                    for what in (report.strangers, report.damaged, report.source_changed):
+                    # A prune that died after its detach hides the rows until the next one has finished it.
+                    changed = "" if "prune" in operations[number:] else report.source_changed
+                    for what in (report.strangers, report.damaged, changed):
                         if what:
                             self._outcome.violations.append(f"month {month}: {what}")
                     if report.stored != report.manifest.digest:
