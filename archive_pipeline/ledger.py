@@ -96,6 +96,15 @@ WHERE {MINE}
 """  # noqa: S608 - constants only
 
 
+PRUNED = f"""
+SELECT pruned_at IS NOT NULL OR EXISTS (
+  SELECT FROM archive.prunes p
+  WHERE p.source_table = m.source_table AND p.shard = m.shard
+    AND p.state IN ('detaching', 'detached', 'replaced', 'dropping')
+    AND coalesce(p.from_at, '-infinity') < m.to_at AND p.to_at > m.from_at)
+FROM archive.months m WHERE {MINE}
+"""  # noqa: S608 - constants only
+
 ERASURES = """
 SELECT id::text, column_name, value_sha256, requested_at FROM archive.erasures
 WHERE source_table = %(source_table)s AND shard = %(shard)s
@@ -203,8 +212,8 @@ class Lease:
         return [ErasedValue(*row) for row in self._execute(ERASURES)]
 
     def pruned(self) -> bool:
-        """Whether the month's rows were dropped from Postgres."""
-        row = self._execute(f"SELECT pruned_at IS NOT NULL FROM archive.months WHERE {MINE}").fetchone()  # noqa: S608
+        """Whether the month's rows were dropped from Postgres, or are on their way out of the table."""
+        row = self._execute(PRUNED).fetchone()
         return bool(row and row[0])
 
     def record_failed(self, error: str) -> None:

@@ -188,6 +188,20 @@ def test_a_row_changed_or_deleted_after_archiving_is_noticed_though_the_count_ag
     assert report.manifest.digest.rows == 301
 
 
+def test_rows_on_their_way_out_of_postgres_are_not_missed(room: Room) -> None:
+    room.fill(300)
+    room.archive()
+    room.admin.execute(
+        """INSERT INTO archive.prunes
+             (source_table, shard, partition_oid, partition_schema, partition_name, to_at, state)
+           VALUES ('public.audit_logs', 'main', 1, 'audit_partitions', 'legacy', '2025-02-01 00:00Z', 'detached');
+           DELETE FROM audit_logs"""
+    )
+    assert room.archive().source_changed == ""
+    room.admin.execute("UPDATE archive.prunes SET to_at = '2025-01-01 00:00Z'")
+    assert room.archive().source_changed == "300 row(s) less"
+
+
 def test_a_column_added_after_archiving_does_not_matter_to_the_archived_month(room: Room) -> None:
     room.fill(300)
     room.archive()
