@@ -385,7 +385,7 @@ class ParquetReader:
         rows = max(1, min(MOST_ROWS_A_BATCH, int(BATCH_BYTES / widest)))
         query = self._duckdb.cursor().sql(
             f"SELECT {', '.join([_duckdb_text(columns), *further])} "  # noqa: S608
-            "FROM read_parquet($file, file_row_number = true)",
+            "FROM read_parquet($file)",
             params={"file": str(file)},
         )
         yield from query.to_arrow_reader(rows)
@@ -414,22 +414,6 @@ class ParquetReader:
         )
         assert row is not None  # noqa: S101 - an aggregate has one row
         return [int(value) for value in row]
-
-    def wrongly_rounded(self, columns: Sequence[Column], file: Path) -> list[str]:
-        """Find readable fields that are not their exact field rounded down.
-
-        Args:
-            columns: of the table.
-            file: Parquet.
-
-        Returns:
-            The names of such fields; the digest covers only the exact ones.
-        """
-        checked = [column for column in columns if column.readable is not None]
-        tests = ", ".join(f"count(*) FILTER (WHERE {_is_wrong(column)})" for column in checked)
-        row = self._duckdb.cursor().execute(f"SELECT {tests} FROM read_parquet($file)", {"file": str(file)}).fetchone()  # noqa: S608
-        assert row is not None  # noqa: S101 - an aggregate has one row
-        return [c.readable.name for c, wrong in zip(checked, row, strict=True) if wrong and c.readable is not None]
 
 
 def _quoted(name: str) -> str:

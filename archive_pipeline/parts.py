@@ -4,7 +4,6 @@ Belongs here: the writer's options, how large row groups and parts are, and the 
 Does not: where the rows come from, their order (`archive_pipeline.clustering`), or where the parts go.
 """
 
-import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,15 +78,6 @@ def sha256_of(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def base64_of(sha256: str) -> str:
-    """The form S3 wants a SHA-256 in.
-
-    Args:
-        sha256: hex.
-    """
-    return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 def write_part(
