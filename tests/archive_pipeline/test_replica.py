@@ -203,9 +203,15 @@ def test_a_month_whose_reading_the_replica_cancels_begins_again_and_no_part_of_i
 
 def crash(server: Postgres) -> None:
     """Kill one of a server's processes: the server ends all others, and recovers on the same port."""
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
-        os.kill(pid, signal.SIGKILL)
+    with closing(psycopg.connect(server.dsn(), autocommit=True)) as witness:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+            os.kill(pid, signal.SIGKILL)
+        # Until it ends the others, the server still takes connections, whose commits it may lose.
+        with pytest.raises(psycopg.OperationalError):
+            for _ in range(2000):
+                witness.execute("SELECT 1")
+                time.sleep(0.005)
     wait_for(server)
 
 
