@@ -5,6 +5,7 @@ Does not: connections or clients built from the settings.
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -68,6 +69,79 @@ class AutomationSettings(BaseSettings):
         if not value.get_secret_value().startswith(("https://", "http://127.0.0.1", "http://localhost")):
             raise ValueError("must be https (plain http only on this machine)")
         return value
+
+
+class CapabilitySettings(BaseSettings):
+    """What a crossed threshold leads to, by capability; all of it has defaults."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    scaling_incremental_sync: Literal["off", "observe", "propose", "auto", "on"] = Field(
+        default="auto",
+        description="Sync tokens, push and adaptive polling: never, recorded only, after approval, by itself, always.",
+    )
+    scaling_parallel_sync: Literal["off", "observe", "propose", "auto", "on"] = Field(
+        default="auto", description="The pool of workers in place of five workspaces a tick, one after the other."
+    )
+    scaling_audit_log_partitioning: Literal["off", "observe", "propose", "auto"] = Field(
+        default="propose", description="Conversion of the audit logs to partitions, then archive of closed months."
+    )
+    scaling_audit_log_retention: Literal["off", "observe", "propose", "auto"] = Field(
+        default="propose", description="Archive of months past retention, then their prune as ARCHIVE_PRUNE says."
+    )
+
+
+class ScalingSettings(CapabilitySettings):
+    """Where the metrics of the scaling thresholds come from. What has no credentials is not asked, and fires nothing."""
+
+    scaling_catalogue_file: Path | None = Field(
+        default=None, description="TOML that overrides thresholds of the catalogue; python -m scaling explain METRIC"
+    )
+    scaling_source_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=120, description="One query, or one request, of a metric may take this long."
+    )
+    scaling_prometheus_url: str | None = Field(default=None, description="A Prometheus server that is asked in PromQL.")
+    scaling_prometheus_user: str | None = Field(default=None, description="Its user, where it asks for one.")
+    scaling_prometheus_password: SecretStr | None = Field(default=None, description="Its password.")
+    vercel_token: SecretStr | None = Field(default=None, description="Vercel access token (metrics and billing).")
+    vercel_team_id: str | None = Field(default=None, description="Vercel team, team_…")
+    vercel_project_id: str | None = Field(default=None, description="Vercel project, prj_…; unset: the whole team.")
+    vercel_endpoint: str = Field(default="https://api.vercel.com", description="Vercel's API; other only in tests.")
+    anthropic_admin_key: SecretStr | None = Field(default=None, description="Anthropic admin key, sk-ant-admin…")
+    anthropic_endpoint: str = Field(
+        default="https://api.anthropic.com", description="Anthropic's API; other only in tests."
+    )
+    upstash_email: str | None = Field(default=None, description="Upstash account.")
+    upstash_api_key: SecretStr | None = Field(default=None, description="Upstash management API key.")
+    upstash_database_id: str | None = Field(default=None, description="Upstash Redis database.")
+    upstash_endpoint: str = Field(default="https://api.upstash.com", description="Upstash's API; other only in tests.")
+    supabase_access_token: SecretStr | None = Field(default=None, description="Supabase management token, sbp_…")
+    supabase_project_ref: str | None = Field(default=None, description="Supabase project.")
+    supabase_organization: str | None = Field(default=None, description="Slug of the Supabase organization.")
+    supabase_secret_key: SecretStr | None = Field(
+        default=None, description="Secret key of the project, sb_secret_…; scrapes its metrics."
+    )
+    supabase_endpoint: str = Field(default="https://api.supabase.com", description="Supabase's API; other in tests.")
+    supabase_project_endpoint: str | None = Field(
+        default=None, description="The project's own address; unset: https://SUPABASE_PROJECT_REF.supabase.co"
+    )
+    ai_monthly_budget_usd: float | None = Field(default=None, gt=0, description="Budget of the AI chat a month, USD.")
+
+    @field_validator(
+        "scaling_prometheus_url",
+        "vercel_endpoint",
+        "anthropic_endpoint",
+        "upstash_endpoint",
+        "supabase_endpoint",
+        "supabase_project_endpoint",
+    )
+    @classmethod
+    def _keeps_secrets_secret(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("must be https, credentials are sent there (plain http only on this machine)")
+        return value.rstrip("/")
 
 
 class SyncScheduleSettings(BaseSettings):

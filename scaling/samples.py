@@ -1,0 +1,150 @@
+"""What was measured of a metric, and what could not be.
+
+Belongs here: the sample, and its table. Does not: how anything is measured (`scaling.sources`), or judged
+(`scaling.thresholds`).
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from scaling.databases import Connection
+
+
+class Status(StrEnum):
+    """How a measurement went. Only `OK` has a value, and only `OK` moves a rule."""
+
+    OK = "ok"
+    EMPTY = "empty"
+    """The source answered, and there is nothing of it: no such table, no series. Never a zero."""
+    ERROR = "error"
+    """The source did not answer, or not in its documented shape."""
+    STALE = "stale"
+    """The newest figure the source has is older than the metric allows."""
+    PARTIAL = "partial"
+    """The source says itself that the figure is not complete yet."""
+    NOT_CONFIGURED = "not_configured"
+    """No credentials: nothing was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement of one metric.
+
+    Attributes:
+        metric: its name in the catalogue.
+        at: the moment it is true of, timezone-aware.
+        value: in the metric's unit, finite and not negative; None unless the status is `OK`.
+        status: how the measurement went.
+        dims: what it was measured of, like ``shard=main``; empty: of everything.
+        period: ``YYYY-MM`` of a figure that begins anew every month; empty for others.
+        evidence: what a person needs to believe it: query, window, rows, SHA-256 of the body. No secrets, nothing
+            personal. JSON values only.
+    """
+
+    metric: str
+    at: datetime
+    value: float | None
+    status: Status = Status.OK
+    dims: str = ""
+    period: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.value is not None) != (self.status is Status.OK):
+            raise ValueError(f"a sample of {self.metric} has a value if and only if it is ok")
+        if self.value is not None and not (math.isfinite(self.value) and self.value >= 0):
+            raise ValueError(f"a sample of {self.metric} is finite and not negative, or it is an error")
+
+
+def measured(
+    metric: str,
+    at: datetime,
+    value: float,
+    *,
+    dims: str = "",
+    period: str = "",
+    evidence: Mapping[str, Any] | None = None,
+) -> Sample:
+    """Make the sample of a figure: an error when the figure is none (NaN, infinite, negative).
+
+    Args:
+        metric: its name in the catalogue.
+        at: the moment it is true of.
+        value: in the metric's unit.
+        dims: what it was measured of.
+        period: the month of a figure that begins anew every month.
+        evidence: what a person needs to believe it.
+    """
+    if math.isfinite(value) and value >= 0:
+        return Sample(metric, at, value, Status.OK, dims, period, evidence or {})
+    why = {**(evidence or {}), "error": f"{value} is no figure"}
+    return Sample(metric, at, None, Status.ERROR, dims, period, why)
+
+
+def record(connection: Connection, samples: Sequence[Sample]) -> None:
+    """Store samples; one that is already stored (same metric, dims and moment) stays as it is.
+
+    Args:
+        connection: in a transaction.
+        samples: to store.
+    """
+    if not samples:
+        return
+    connection.execute(
+        "INSERT INTO scaling.samples (metric, dims, at, status, value, period, evidence)"
+        " SELECT metric, dims, at, status, value, period, evidence FROM unnest("
+        " %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::float8[], %s::text[], %s::jsonb[])"
+        " AS new (metric, dims, at, status, value, period, evidence) ON CONFLICT DO NOTHING",
+        [
+            [sample.metric for sample in samples],
+            [sample.dims for sample in samples],
+            [sample.at for sample in samples],
+            [sample.status.value for sample in samples],
+            [sample.value for sample in samples],
+            [sample.period for sample in samples],
+            [json.dumps(sample.evidence, default=str) for sample in samples],
+        ],
+    )
+
+
+def history(
+    connection: Connection, metric: str, *, dims: str | None = None, since: datetime | None = None
+) -> list[Sample]:
+    """Read a metric's samples, oldest first.
+
+    Args:
+        connection: in a transaction.
+        metric: its name in the catalogue.
+        dims: only of this; None: of everything there is.
+        since: nothing before it; None: all that is kept.
+    """
+    rows = connection.execute(
+        "SELECT metric, at, value, status, dims, period, evidence FROM scaling.samples"
+        " WHERE metric = %(metric)s AND (%(dims)s::text IS NULL OR dims = %(dims)s)"
+        " AND (%(since)s::timestamptz IS NULL OR at >= %(since)s) ORDER BY at, dims",
+        {"metric": metric, "dims": dims, "since": since},
+    ).fetchall()
+    return [_sample(row) for row in rows]
+
+
+def newest(connection: Connection) -> list[Sample]:
+    """Read the newest sample of every metric and what it was measured of, whatever its status.
+
+    Args:
+        connection: in a transaction.
+    """
+    rows = connection.execute(
+        "SELECT DISTINCT ON (metric, dims) metric, at, value, status, dims, period, evidence FROM scaling.samples"
+        " ORDER BY metric, dims, at DESC"
+    ).fetchall()
+    return [_sample(row) for row in rows]
+
+
+def _sample(row: tuple[Any, ...]) -> Sample:
+    metric, at, value, status, dims, period, evidence = row
+    return Sample(metric, at, value, Status(status), dims, period, evidence)
