@@ -92,7 +92,7 @@ class CapabilitySettings(BaseSettings):
 
 
 class ScalingSettings(CapabilitySettings):
-    """Where the metrics of the scaling thresholds come from. What has no credentials is not asked, and fires nothing."""
+    """Where the metrics of the thresholds come from. What has no credentials is not asked, and fires nothing."""
 
     scaling_catalogue_file: Path | None = Field(
         default=None, description="TOML that overrides thresholds of the catalogue; python -m scaling explain METRIC"
