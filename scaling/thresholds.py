@@ -5,8 +5,8 @@ Belongs here: rules, and the pure machine that one sample after the other moves.
 
 The machine, per rule and what it is measured of::
 
-    UNKNOWN --> OK <--> PENDING --> FIRED <--> CLEARING --> OK        (repeat: the next crossing is the next episode)
-                                                        --> LATCHED   (one_shot: until a human; period: until next month)
+    UNKNOWN --> OK <--> PENDING --> FIRED <--> CLEARING --> OK       repeat: the next crossing is the next episode
+                                                        --> LATCHED  one_shot: until a human; period: until next month
 
 What is decided here, and why:
 
@@ -471,8 +471,10 @@ def _judge(rule: Rule, state: State, sample: Sample, value: float) -> tuple[Stat
             if phase in (Phase.FIRED, Phase.CLEARING, Phase.LATCHED):
                 events.append(Rearmed(episode_no))
             phase, since, votes = Phase.OK, at, ()
-        elif phase in (Phase.OK, Phase.PENDING):
+        elif phase is Phase.PENDING:
             phase, since, votes = Phase.OK, at, ()
+        elif phase is Phase.OK:
+            votes = ()
         elif phase is Phase.FIRED and not interrupted and state.last_at is not None and state.last_value is not None:
             votes = (*votes, (state.last_at, state.last_value))[-rule.recovery_of :]
             closed_well = rule.recovered(state.last_value)
