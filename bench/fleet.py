@@ -31,7 +31,7 @@ from devstack.postgres import Postgres
 from devstack.processes import VAR, Supervisor
 from devstack.servers import Database
 from scaling import migrate
-from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, SyncSettings
+from scaling.settings import ArchiveSettings, AutomationSettings, CapabilitySettings, DatabaseSettings, SyncSettings
 from sync_pipeline import event_store
 from sync_pipeline.events import Json, read_items
 from sync_pipeline.google_calendar import EVENT_PARAMETERS
@@ -52,6 +52,8 @@ SETTINGS: Mapping[str, str] = {
     "SYNC_POLL_INTERVAL_SECONDS": "3600",
     "SYNC_CALENDAR_LIST_INTERVAL_SECONDS": "86400",
     "SYNC_TIME_BUDGET_SECONDS": "3600",
+    "SCALING_INCREMENTAL_SYNC": "on",
+    "SCALING_PARALLEL_SYNC": "on",
     "SYNC_CALLS_PER_MINUTE": UNLIMITED,
     "SYNC_CALLS_PER_MINUTE_AND_USER": UNLIMITED,
     "SYNC_CALLS_PER_DAY": UNLIMITED,
@@ -179,7 +181,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set exactly these of the pipelines' variables, and put back what was there."""
     names = {
         name.upper()
-        for group in (DatabaseSettings, SyncSettings, ArchiveSettings, AutomationSettings)
+        for group in (DatabaseSettings, SyncSettings, ArchiveSettings, AutomationSettings, CapabilitySettings)
         for name in group.model_fields
     }
     before = {name: os.environ.pop(name) for name in names | values.keys() if name in os.environ}

@@ -115,6 +115,9 @@ def running(
             "ARCHIVE_FIRST_MONTH": f"{first_month:%Y-%m}",
             "ARCHIVE_SIGNING_KEY": secrets["signing_key"],
             "PYTHONUNBUFFERED": "1",
+            # The stack shows the sync at its best; what the thresholds switch on is shown with other settings.
+            "SCALING_INCREMENTAL_SYNC": "on",
+            "SCALING_PARALLEL_SYNC": "on",
             **(settings or {}),
         }
         _write_environment(supervisor.directory / "environment", environment)

@@ -149,6 +149,9 @@ def sync_ticks(
     **Cadence**: every two minutes. A run takes due workspaces under leases, least recently served tenant first, until
     nothing is due or its time budget is used up. Any number of runs may work at once.
 
+    **In force**: without `incremental_sync` a visit reads a calendar completely, at a fixed interval and without push;
+    without `parallel_sync` a tick serves five workspaces, one after the other. Both are read when a run starts.
+
     **Failure**: one workspace's failure never touches another. The run fails only when a workspace newly needs a
     human, when more than the error budget failed (5 % of the served workspaces, and at least 3), or when nothing at all
     succeeded; then the failure lists what happened. Every tick judges the checks of `calendar_events`, also then.
@@ -165,7 +168,7 @@ def sync_ticks(
             )
             newly_sick = _report_changes(context, services)
         shown = {"failures": _failures(result, newly_sick)} if newly_sick or result.failed else {}
-        yield dg.MaterializeResult(metadata={**result.numbers(), **shown})
+        yield dg.MaterializeResult(metadata={**result.numbers(), "in_force": str(services.in_force), **shown})
         if complaint := _complaint(result, newly_sick):
             trouble = dg.Failure(description=complaint, metadata=shown, allow_retries=False)
     except UserError as error:

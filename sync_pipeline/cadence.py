@@ -256,6 +256,10 @@ class Cadence:
         """Tune the intervals to a fleet; once per run, with what `read_fleet` says."""
         return replace(self, plan=self._plan_for(fleet))
 
+    def fixed(self) -> "Cadence":
+        """The same without adaptation: every poll after the shortest interval."""
+        return replace(self, ceiling_seconds=None, plan=None)
+
     def rate(self, change_count: float, observed_days: float) -> float:
         """Changes a day of a calendar of which that much is known, see `rate_per_day`."""
         return rate_per_day(change_count, observed_days, self._plan().mean)
@@ -317,6 +321,17 @@ class Cadence:
             ceiling_seconds=self.poll_seconds if self.ceiling_seconds is None else self.ceiling_seconds,
             freshness_seconds=self.freshness_seconds,
         )
+
+    @property
+    def longest_poll_seconds(self) -> float:
+        """No poll without push is planned further ahead."""
+        longest = self.poll_seconds if self.ceiling_seconds is None else self.ceiling_seconds
+        return longest * (1 + JITTER)
+
+    @property
+    def longest_list_seconds(self) -> float:
+        """No reading of a list without push is planned further ahead."""
+        return self.list_seconds * (1 + JITTER)
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self.rng.uniform(1 - JITTER, 1 + JITTER)

@@ -46,6 +46,8 @@ class CalendarSync:
     """Told whether anything changed."""
     also: Callable[[Connection], None]
     """Done in the transaction of the last page, so that it costs none of its own."""
+    incremental: bool = True
+    """False: reads everything whatever token is stored; the new token is stored all the same, for when it is True."""
 
     def run(self, lease: CalendarLease, tally: Tally) -> None:
         """Bring one calendar up to date.
@@ -58,7 +60,7 @@ class CalendarSync:
             SyncError: the calendar is as readers saw it before, or some pages newer; the stored token still covers
                 everything after it.
         """
-        if lease.sync_token is None or lease.token_fingerprint != self.token_fingerprint:
+        if not self.incremental or lease.sync_token is None or lease.token_fingerprint != self.token_fingerprint:
             self._full(lease, tally, token_is_gone=False)
             return
         try:
@@ -79,7 +81,7 @@ class CalendarSync:
         for attempt in range(ATTEMPTS):
             with self.transaction() as connection:
                 generation = event_store.begin_generation(
-                    connection, lease, token_is_gone=token_is_gone and attempt == 0
+                    connection, lease, token_is_gone=token_is_gone and attempt == 0, token_is_used=self.incremental
                 )
             with suppress(PageTokenRefusedError, SyncTokenGoneError):
                 self._pull(lease, tally, sync_token=None, generation=generation)
@@ -107,12 +109,15 @@ class CalendarSync:
             empty = 0 if page.items else empty + 1
             if empty > EMPTY_PAGES:
                 raise ProtocolError("the listing goes on without any event")
-            visit = self.next_visit(wrote) if page_token is None else None
+            visit = self.next_visit(wrote) if page_token is None and self.incremental else None
             with self.transaction() as connection:
                 if batch.seen or page_token is not None:  # completing proves the lease as well
                     leases.hold(connection, lease)
                     unseen += event_store.write_page(connection, lease, generation=generation, batch=batch)
-                if visit is not None and page.next_sync_token is not None:
+                if page_token is None and page.next_sync_token is not None:
+                    if visit is None:
+                        # A complete listing names what did not change, too. What it lacks is known only afterwards.
+                        visit = self.next_visit(bool(unseen.upserted or unseen.deleted))
                     unseen += event_store.complete(
                         connection,
                         lease,

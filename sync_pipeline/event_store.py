@@ -187,13 +187,16 @@ class Changes:
         )
 
 
-def begin_generation(connection: Connection, lease: CalendarLease, *, token_is_gone: bool) -> int:
+def begin_generation(
+    connection: Connection, lease: CalendarLease, *, token_is_gone: bool, token_is_used: bool = True
+) -> int:
     """Start a full sync beside the generation readers see; the rows of an abandoned one are removed.
 
     Args:
         connection: within a transaction.
         lease: of the calendar.
         token_is_gone: Google does not know the sync token any more; it is forgotten and the event is counted.
+        token_is_used: False: no sync token would be used anyway, so that lost ones open no breaker.
 
     Returns:
         The generation to write.
@@ -205,12 +208,12 @@ def begin_generation(connection: Connection, lease: CalendarLease, *, token_is_g
         _sql("""
         UPDATE sync.calendar_state
         SET next_generation = coalesce(next_generation, live_generation) + 1,
-            gone_count = gone_count + CASE WHEN %(gone)s THEN 1 ELSE 0 END,
+            gone_count = CASE WHEN NOT %(used)s THEN 0 WHEN %(gone)s THEN gone_count + 1 ELSE gone_count END,
             sync_token = CASE WHEN %(gone)s THEN NULL ELSE sync_token END
         WHERE {of_calendar} AND lease_epoch = %(epoch)s
         RETURNING next_generation
         """),
-        {**lease.key, "gone": token_is_gone},
+        {**lease.key, "gone": token_is_gone, "used": token_is_used},
     ).fetchone()
     if row is None:
         raise LeaseLostError("another worker holds the calendar now")

@@ -425,6 +425,40 @@ def make_due(connection: Connection, workspaces: Sequence[Workspace], *, full_re
     )
 
 
+def bring_forward(connection: Connection, *, poll_seconds: float, list_seconds: float) -> None:
+    """Let nothing that works wait longer than a fixed interval since its last visit, however it was planned.
+
+    What was planned with push or adaptive polling may be a day ahead when those are switched off.
+
+    Args:
+        connection: within a transaction.
+        poll_seconds: longest interval of calendars.
+        list_seconds: longest interval of lists of calendars.
+    """
+    connection.execute(
+        """
+        UPDATE sync.calendar_state SET due_at = last_finished_at + make_interval(secs => %(seconds)s)
+        WHERE (tenant_id, workspace_id, calendar_id) IN (
+            SELECT tenant_id, workspace_id, calendar_id FROM sync.calendar_state
+            WHERE deleted_at IS NULL AND consecutive_failures = 0
+              AND due_at > last_finished_at + make_interval(secs => %(seconds)s)
+            FOR UPDATE SKIP LOCKED)
+        """,
+        {"seconds": poll_seconds},
+    )
+    connection.execute(
+        """
+        UPDATE sync.connection_state SET list_due_at = list_finished_at + make_interval(secs => %(seconds)s)
+        WHERE (tenant_id, workspace_id, connection_id) IN (
+            SELECT tenant_id, workspace_id, connection_id FROM sync.connection_state
+            WHERE consecutive_failures = 0
+              AND list_due_at > list_finished_at + make_interval(secs => %(seconds)s)
+            FOR UPDATE SKIP LOCKED)
+        """,
+        {"seconds": list_seconds},
+    )
+
+
 def leased_by_others(connection: Connection, workspaces: Sequence[Workspace], *, owner: str) -> int:
     """Count the calendars of these workspaces that another run is working on right now."""
     row = connection.execute(

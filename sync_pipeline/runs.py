@@ -14,20 +14,34 @@ from scaling.databases import Connection
 from sync_pipeline.google_calendar import CallCounter
 
 
-def start(connection: Connection, *, run_id: str, shard: int, of: int, workspaces_due: int) -> None:
-    """Open the entry of a run; a retried run starts its entry again."""
+def start(
+    connection: Connection, *, run_id: str, shard: int, of: int, workspaces_due: int, incremental: bool, parallel: bool
+) -> None:
+    """Open the entry of a run; a retried run starts its entry again.
+
+    Args:
+        connection: within a transaction.
+        run_id: of the run.
+        shard: which of the runs of this moment.
+        of: how many there are.
+        workspaces_due: when it began.
+        incremental: sync tokens, push and adaptive polling are in force.
+        parallel: the pool of workers is in force.
+    """
     connection.execute(
         """
         INSERT INTO sync.runs
-            (run_id, shard, of, workspaces_due, started_at, heartbeat_at, calendars_live, calendars_watched)
-        SELECT %s, %s, %s, %s, now(), now(),
+            (run_id, shard, of, workspaces_due, incremental, parallel, started_at, heartbeat_at, calendars_live,
+             calendars_watched)
+        SELECT %s, %s, %s, %s, %s, %s, now(), now(),
             (SELECT count(*) FROM sync.calendar_state WHERE deleted_at IS NULL),
             (SELECT count(DISTINCT (tenant_id, workspace_id, calendar_id)) FROM sync.channels
              WHERE calendar_id IS NOT NULL AND state = 'open' AND last_message_at IS NOT NULL AND expires_at > now())
         ON CONFLICT (run_id) DO UPDATE
-        SET started_at = now(), heartbeat_at = now(), finished_at = NULL, workspaces_due = excluded.workspaces_due
+        SET started_at = now(), heartbeat_at = now(), finished_at = NULL, workspaces_due = excluded.workspaces_due,
+            incremental = excluded.incremental, parallel = excluded.parallel
         """,
-        [run_id, shard, of, workspaces_due],
+        [run_id, shard, of, workspaces_due, incremental, parallel],
     )
 
 

@@ -41,6 +41,9 @@ WATCH_STEP_SECONDS = 1.0
 WAIT_FOR_OTHERS_SECONDS = 60.0
 WAIT_FOR_OTHERS_STEP_SECONDS = 0.5
 DURATIONS_REMEMBERED = 200
+SEQUENTIAL_WORKSPACES = 5
+"""Workspaces a tick serves without the pool: what the SaaS's own cron does every two minutes (at most five jobs, in a
+`for` loop)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,10 @@ def run_tick(services: Services, *, run_id: str, shard: int = 0, of: int = 1, wa
 
     Several ticks may run at once anywhere; leases keep them apart. So `shard` and `of` only name the run.
 
+    Without the pool of workers (`Services.in_force`) the first run of a moment serves `SEQUENTIAL_WORKSPACES`, tenants
+    least recently served first, one after the other, and further runs of that moment none. Without incremental sync
+    everything is due at a fixed interval, and there is no watch.
+
     Args:
         services: to work with.
         run_id: names the run in `sync.runs` and in leases.
@@ -101,20 +108,38 @@ def run_tick(services: Services, *, run_id: str, shard: int = 0, of: int = 1, wa
         UserError: the database cannot be reached.
     """
     started = services.clock()
+    in_force = services.in_force
+    services = _tuned(services)
     for database in services.router.shards():
         with database.transaction() as connection:
             connections.register(connection)
-    services = _tuned(services)
+            if not in_force.incremental:
+                leases.bring_forward(
+                    connection,
+                    poll_seconds=services.cadence.longest_poll_seconds,
+                    list_seconds=services.cadence.longest_list_seconds,
+                )
+    watch_seconds = watch_seconds if in_force.incremental else 0.0
+    at_most = None if in_force.parallel else SEQUENTIAL_WORKSPACES if shard == 0 else 0
     book = services.router.shards()[0]
     due = _find_due(services)
     with book.transaction() as connection:
-        runs.start(connection, run_id=run_id, shard=shard, of=of, workspaces_due=len(due))
+        runs.start(
+            connection,
+            run_id=run_id,
+            shard=shard,
+            of=of,
+            workspaces_due=len(due),
+            incremental=in_force.incremental,
+            parallel=in_force.parallel,
+        )
     waited_before = services.quota.waited_seconds if services.quota else 0.0
-    with _Pool(services, run_id=run_id, deadline=started + services.time_budget_seconds, book=book) as pool:
+    deadline = started + services.time_budget_seconds
+    with _Pool(services, run_id=run_id, deadline=deadline, book=book, at_most=at_most) as pool:
         pool.drain(due)
         worked = services.clock() - started
         found = len(due)
-        while services.clock() + WATCH_STEP_SECONDS < started + watch_seconds and not pool.halted:
+        while services.clock() + WATCH_STEP_SECONDS < started + watch_seconds and not (pool.halted or pool.is_full):
             services.sleep(WATCH_STEP_SECONDS)
             due = _find_due(services)
             pool.drain(due)
@@ -197,7 +222,8 @@ class _Source:
 
 
 def _tuned(services: Services) -> Services:
-    """Tune the cadence to how often the calendars change now."""
+    """Take out what is not in force, and tune the cadence to how often the calendars change now."""
+    services = services.as_in_force()
     fleets = []
     for database in services.router.shards():
         with database.transaction() as connection:
@@ -220,8 +246,11 @@ class _Pool:
     There are half as many more of them as calls may be under way, so that some write while others wait for Google.
     """
 
-    def __init__(self, services: Services, *, run_id: str, deadline: float, book: Shard) -> None:
+    def __init__(
+        self, services: Services, *, run_id: str, deadline: float, book: Shard, at_most: int | None = None
+    ) -> None:
         self._services = services
+        self._left = math.inf if at_most is None else at_most
         self._run_id = run_id
         self._deadline = deadline
         self._book = book
@@ -238,6 +267,11 @@ class _Pool:
         self.results: list[WorkspaceResult] = []
         self.halted = False
         """The daily budget of calls is used up: nothing more can be done today."""
+
+    @property
+    def is_full(self) -> bool:
+        """As many workspaces were taken as this run may take."""
+        return self._left <= 0
 
     def __enter__(self) -> Self:
         self._heart.start()
@@ -290,11 +324,11 @@ class _Pool:
             while True:
                 if self._ready:
                     return self._ready.popleft()
-                if self.halted or self._out_of_time():
+                if self.halted or self.is_full or self._out_of_time():
                     self._rotation.clear()
                 if not self._rotation:
                     return None
-                chosen = self._rotation.take(self._services.parallelism)
+                chosen = self._rotation.take(int(min(self._services.parallelism, self._left)))
                 if not chosen:  # every tenant that waits has its share in work
                     self._condition.wait()
                 elif not self._claim(chosen):
@@ -310,6 +344,7 @@ class _Pool:
                 assignments, elsewhere = self._take(source, here)
                 self._ready += [(assignment, source) for assignment in assignments]
                 claimed |= {assignment.claim.workspace for assignment in assignments}
+                self._left -= len(assignments)
                 busy += elsewhere
         finally:
             for workspace in chosen:

@@ -288,6 +288,7 @@ class _Service:
                 token_fingerprint=self._grants[lease.connection_id].token_fingerprint,
                 next_visit=lambda changed: self._next_visit(lease, changed=changed, opened=opened),
                 also=self._count_calls,
+                incremental=services.in_force.incremental,
             ).run(lease, self.tally)
         except LeaseLostError as error:
             self.tally.calendars_deferred += 1

@@ -273,6 +273,8 @@ class Arena:
             "SYNC_POLL_INTERVAL_SECONDS": "0",
             "SYNC_POLL_CEILING_SECONDS": "0",
             "SYNC_CALENDAR_LIST_INTERVAL_SECONDS": "0",
+            "SCALING_INCREMENTAL_SYNC": "on",
+            "SCALING_PARALLEL_SYNC": "on",
             "SYNC_CALLS_PER_MINUTE": UNLIMITED,
             "SYNC_CALLS_PER_MINUTE_AND_USER": UNLIMITED,
             "SYNC_CALLS_PER_DAY": UNLIMITED,

@@ -231,6 +231,8 @@ def sync_environment(
                 "SYNC_POLL_INTERVAL_SECONDS": "0",
                 "SYNC_POLL_CEILING_SECONDS": "0",
                 "SYNC_CALENDAR_LIST_INTERVAL_SECONDS": "0",
+                "SCALING_INCREMENTAL_SYNC": "on",
+                "SCALING_PARALLEL_SYNC": "on",
                 **others,
             },
         )
