@@ -10,6 +10,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
+from psycopg.rows import TupleRow
 
 from archive_pipeline import archive
 from archive_pipeline.archive import MonthReport, Outcome, Step
@@ -209,10 +210,14 @@ def crash(server: Postgres) -> None:
             os.kill(pid, signal.SIGKILL)
         # Until it ends the others, the server still takes connections, whose commits it may lose.
         with pytest.raises(psycopg.OperationalError):
-            for _ in range(2000):
-                witness.execute("SELECT 1")
-                time.sleep(0.005)
+            ask_for_ever(witness)
     wait_for(server)
+
+
+def ask_for_ever(connection: psycopg.Connection[TupleRow]) -> None:
+    for _ in range(2000):
+        connection.execute("SELECT 1")
+        time.sleep(0.005)
 
 
 def wait_for(server: Postgres) -> None:
