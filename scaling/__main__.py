@@ -18,6 +18,7 @@ from scaling.settings import (
     ArchiveSourceSettings,
     AutomationSettings,
     DatabaseSettings,
+    ScalingSettings,
     SyncSettings,
     WebhookSettings,
     load,
@@ -28,6 +29,7 @@ GROUPS: dict[str, type[BaseSettings]] = {
     "sync": SyncSettings,
     "webhook": WebhookSettings,
     "archive": ArchiveSettings,
+    "scaling": ScalingSettings,
     "automation": AutomationSettings,
 }
 
