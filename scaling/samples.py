@@ -105,7 +105,7 @@ def record(connection: Connection, samples: Sequence[Sample]) -> None:
             [sample.dims for sample in samples],
             [sample.at for sample in samples],
             [sample.status.value for sample in samples],
-            [sample.value for sample in samples],
+            [None if sample.value is None else float(sample.value) for sample in samples],
             [sample.period for sample in samples],
             [json.dumps(sample.evidence, default=str) for sample in samples],
         ],
