@@ -1,7 +1,7 @@
 """Jobs: what one schedule tick or one click runs.
 
-Belongs here: selections, the purge, and their descriptions. Does not: when they run, what is purged
-(`event_log_retention`, `history`). https://docs.dagster.io/guides/build/jobs
+Belongs here: selections, the purge, the switches of capabilities, and their descriptions. Does not: when they run,
+what is purged (`event_log_retention`, `history`), what a capability does (`services`, `tick`). https://docs.dagster.io/guides/build/jobs
 """
 
 import time
@@ -10,6 +10,10 @@ from datetime import timedelta
 import dagster as dg
 from pydantic import Field
 
+from scaling import capabilities, episodes
+from scaling.capabilities import Capability
+from scaling.episodes import ClaimLostError
+from scaling.errors import UserError
 from scaling.resources import failing_with_a_sentence
 from sync_pipeline import call_buckets, event_log_retention, history
 from sync_pipeline.assets import sync_report, sync_ticks
@@ -113,3 +117,84 @@ def purge_old_events(context: dg.OpExecutionContext, config: PurgeConfig, sync: 
 def purge_event_log() -> None:
     """The purge."""
     purge_old_events()
+
+
+CLAIM_LEASE = timedelta(minutes=10)
+"""The switch is one transaction of milliseconds; a run that is silent for so long is dead."""
+
+
+class SwitchConfig(dg.Config):
+    """Which crossing of a threshold asks for the switch."""
+
+    episode: int = Field(ge=1, description="Its number, as python -m scaling status and the sensor name it.")
+
+
+def _switch_on(
+    capability: Capability, config: SwitchConfig, context: dg.OpExecutionContext, sync: SyncResource
+) -> None:
+    """Switch a capability on for an approved episode; somebody else's episode is left alone."""
+    with failing_with_a_sentence(), sync.databases() as router:
+        shard = router.shards()[0]
+        with shard.transaction() as connection:
+            asked = episodes.get(connection, config.episode)
+            if asked.capability is not capability:
+                raise UserError(f"episode {asked.id} is not about {capability}; launch the job of {asked.capability}")
+            claimed = episodes.claim(connection, config.episode, context.run.run_id, CLAIM_LEASE)
+        if claimed is None:
+            context.log.info("Episode %s is %s: somebody else's, or not approved.", asked.id, asked.state)
+            context.add_output_metadata({"outcome": "somebody else's, or not approved", "state": asked.state.value})
+            return
+        episode = claimed.episode
+        reason = f"{episode.rule} is {episode.value:,.10g}, threshold {episode.threshold:,.10g}" + (
+            f" ({episode.dims})" if episode.dims else ""
+        )
+        try:
+            with shard.transaction() as connection:
+                switched = capabilities.switch(
+                    connection,
+                    capability,
+                    on=True,
+                    by=f"{episode.rule}, approved by {episode.approved_by}",
+                    reason=reason,
+                    episode_id=episode.id,
+                )
+                episodes.finish(connection, claimed, {"capability": capability.value, "switched": switched})
+        except ClaimLostError:
+            context.log.info("Episode %s is somebody else's by now; nothing was switched.", episode.id)
+            context.add_output_metadata({"outcome": "somebody else's"})
+            return
+        outcome = "switched on" if switched else "was on already"
+        context.log.info("%s %s: %s. The next tick of the sync works with it.", capability, outcome, reason)
+        context.add_output_metadata({"outcome": outcome, "reason": reason})
+
+
+@dg.op(tags={"pipeline": "sync"})
+def switch_incremental_sync_on(context: dg.OpExecutionContext, config: SwitchConfig, sync: SyncResource) -> None:
+    """Switch incremental sync on for an approved episode."""
+    _switch_on(Capability.INCREMENTAL_SYNC, config, context, sync)
+
+
+@dg.op(tags={"pipeline": "sync"})
+def switch_parallel_sync_on(context: dg.OpExecutionContext, config: SwitchConfig, sync: SyncResource) -> None:
+    """Switch the parallel sync on for an approved episode."""
+    _switch_on(Capability.PARALLEL_SYNC, config, context, sync)
+
+
+@dg.job(
+    description="Switch incremental sync on because a threshold was crossed: from the next tick on sync tokens, push "
+    "and adaptive polling are used. Acts on an approved episode once, however often it is launched.",
+    tags={"pipeline": "sync"},
+)
+def enable_incremental_sync() -> None:
+    """The switch."""
+    switch_incremental_sync_on()
+
+
+@dg.job(
+    description="Switch parallel sync on because a threshold was crossed: from the next tick on all that is due is "
+    "served by the pool of workers. Acts on an approved episode once, however often it is launched.",
+    tags={"pipeline": "sync"},
+)
+def enable_parallel_sync() -> None:
+    """The switch."""
+    switch_parallel_sync_on()
