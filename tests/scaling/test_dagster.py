@@ -1,0 +1,171 @@
+"""The sensor of a capability against a real database and a Dagster instance."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
+
+import dagster as dg
+import psycopg
+import pytest
+
+from devstack.servers import Database
+from scaling import episodes
+from scaling.capabilities import Capability
+from scaling.dagster_sensors import capability_sensor
+from scaling.databases import DatabaseRouter, Shard
+from scaling.episodes import EpisodeState
+from scaling.settings import AutomationSettings
+
+pytestmark = pytest.mark.usefixtures("definitions_load_alone")
+
+
+class Databases(dg.ConfigurableResource[None]):
+    dsn: str
+
+    @contextmanager
+    def databases(self) -> Iterator[DatabaseRouter]:
+        with DatabaseRouter(Shard("main", self.dsn)) as router:
+            yield router
+
+
+class Acted(dg.Config):
+    episode: int
+
+
+@dg.op
+def act(config: Acted) -> None:
+    raise dg.Failure(f"the table is locked, episode {config.episode}")
+
+
+@dg.job
+def acting_job() -> None:
+    act()
+
+
+SENSOR = capability_sensor(
+    Capability.PARALLEL_SYNC, acting_job, op="act", resource="sync", automation=AutomationSettings()
+)
+
+
+def crossed(database: Database, state: str = "proposed", *, first: int = 1, number: int = 1) -> None:
+    with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO scaling.episodes (rule, episode_no, rule_version, capability, state, value, threshold,"
+            " fired_at) SELECT 'google_tenants', n, 'v', 'parallel_sync', %s, 31, 30, now()"
+            " FROM generate_series(%s::int, %s::int) n",
+            [state, first, first + number - 1],
+        )
+
+
+def look(database: Database, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], str]:
+    with dg.build_sensor_context(
+        instance=instance, resources={"sync": Databases(dsn=database.dsn)}, sensor_name=SENSOR.name
+    ) as context:
+        found = SENSOR.evaluate_tick(context)
+    return list(found.run_requests or []), found.skip_message or ""
+
+
+def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    return acting_job.execute_in_process(
+        instance=instance, run_config=request.run_config, tags=dict(request.tags), raise_on_error=False
+    )
+
+
+def only(database: Database) -> episodes.Episode:
+    with psycopg.connect(database.dsn) as connection:
+        (episode,) = episodes.listing(connection)
+    return episode
+
+
+def decide(database: Database, by: str = "ann") -> None:
+    with psycopg.connect(database.dsn) as connection:
+        (episode,) = episodes.listing(connection)
+        episodes.approve(connection, episode.id, by)
+
+
+def test_a_proposal_waits_and_says_how_to_approve_it(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="propose")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert "Nothing was crossed" in look(database, instance)[1]
+        crossed(database)
+        requests, said = look(database, instance)
+        assert requests == []
+        assert "approve_episode" in said
+        assert "python -m scaling approve" in said
+        decide(database)
+        (request,), _ = look(database, instance)
+    assert request.run_config == {"ops": {"act": {"config": {"episode": only(database).id}}}}
+    assert request.run_key == episodes.run_key(only(database))
+
+
+def test_every_look_asks_for_the_same_run_until_it_claims(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="auto")
+    crossed(database)
+    with dg.DagsterInstance.ephemeral() as instance:
+        (first,), _ = look(database, instance)
+        (again,), _ = look(database, instance)
+        assert first.run_key == again.run_key
+
+
+def test_a_run_that_ends_before_it_claims_is_an_attempt_and_the_third_asks_for_a_human(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="auto")
+    crossed(database)
+    keys = set()
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(3):
+            (request,), _ = look(database, instance)
+            keys.add(request.run_key)
+            assert not run(instance, request).success
+            assert look(database, instance)[0] == []
+            assert only(database).error == f"the table is locked, episode {only(database).id}"
+            with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
+                connection.execute("UPDATE scaling.episodes SET retry_at = now() WHERE retry_at IS NOT NULL")
+        assert len(keys) == 3
+        assert only(database).state is EpisodeState.NEEDS_HUMAN
+        assert "waiting for a human" in look(database, instance)[1]
+
+
+def test_a_claim_whose_run_has_ended_is_given_up_before_its_deadline(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="auto")
+    crossed(database)
+    with dg.DagsterInstance.ephemeral() as instance:
+        (request,), _ = look(database, instance)
+        ended = run(instance, request)
+        with psycopg.connect(database.dsn) as connection:
+            assert episodes.claim(connection, only(database).id, ended.run_id, timedelta(hours=1))
+        requests, said = look(database, instance)
+    assert requests == []
+    assert "tried again later" in said
+    assert only(database).state is EpisodeState.ACTION_FAILED
+    assert only(database).retry_at is not None
+    assert only(database).attempts == 1
+
+
+def test_off_acts_on_nothing(database: Database, settings_environment: Callable[..., None]) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="off")
+    crossed(database, "proposed")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert look(database, instance)[0] == []
+
+
+def test_a_look_takes_less_than_a_second_with_ten_thousand_episodes(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="auto")
+    crossed(database, "acted", number=10_000)
+    with dg.DagsterInstance.ephemeral() as instance:
+        look(database, instance)
+        crossed(database, first=10_001)
+        started = monotonic()
+        (request,), _ = look(database, instance)
+        assert monotonic() - started < 1
+    assert request.run_key == "google_tenants::10001:0"
