@@ -1,17 +1,25 @@
-"""Sensors: the partitions follow the database.
+"""Sensors: the partitions follow the database, and capabilities the thresholds.
 
-Belongs here: comparing workspaces with partitions. Does not: syncing.
+Belongs here: comparing workspaces with partitions, which job serves which capability. Does not: syncing, thresholds.
 https://docs.dagster.io/guides/automate/sensors
 """
 
+import warnings
+
 import dagster as dg
 
+from scaling.capabilities import Capability
+from scaling.dagster_sensors import capability_sensor
 from scaling.databases import DatabaseRouter
 from scaling.settings import AutomationSettings
 from sync_pipeline import connections
 from sync_pipeline.assets import calendar_events
+from sync_pipeline.jobs import enable_incremental_sync, enable_parallel_sync
 from sync_pipeline.partitions import workspaces
 from sync_pipeline.resources import SyncResource
+
+# Dagster passes the parameter to itself when it binds a sensor to its job; pinned, and no process needs to be told.
+warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `Sensor", category=dg.BetaWarning)
 
 SECONDS_BETWEEN_LOOKS = 60
 CHANGES_PER_LOOK = 5000
@@ -61,6 +69,30 @@ def workspaces_sensor(automation: AutomationSettings) -> dg.SensorDefinition:
         )
 
     return sensor
+
+
+def capability_sensors(automation: AutomationSettings) -> list[dg.SensorDefinition]:
+    """Make the sensors that switch on what a crossed threshold asks for.
+
+    Args:
+        automation: whether they are on from the first start.
+    """
+    return [
+        capability_sensor(
+            Capability.INCREMENTAL_SYNC,
+            enable_incremental_sync,
+            op="switch_incremental_sync_on",
+            resource="sync",
+            automation=automation,
+        ),
+        capability_sensor(
+            Capability.PARALLEL_SYNC,
+            enable_parallel_sync,
+            op="switch_parallel_sync_on",
+            resource="sync",
+            automation=automation,
+        ),
+    ]
 
 
 def workspace_keys(router: DatabaseRouter) -> set[str]:
