@@ -216,35 +216,39 @@ def evaluate(connection: Connection, watches: Sequence[Watch], now: datetime) ->
     _begin(connection, arguments)
     # The rows are locked in the order they are sorted in. A row that another evaluator held is judged as it left it.
     locked = connection.execute(
-        f"SELECT s.rule, s.dims, s.state FROM {_WATCHED} JOIN scaling.rule_states s USING (rule)"  # noqa: S608
+        f"SELECT s.rule, s.dims, s.state::text FROM {_WATCHED} JOIN scaling.rule_states s USING (rule)"  # noqa: S608
         f" WHERE EXISTS (SELECT FROM scaling.samples x WHERE {_NEWS}) OR ({_SILENT})"
         " ORDER BY s.rule, s.dims FOR NO KEY UPDATE OF s",
         arguments,
     ).fetchall()
     if not locked:
         return []
-    news: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for rule, metric, dims, at, value, status, period in connection.execute(
+    # Kept as text and plain rows: hundreds of thousands of live objects make the garbage collector the largest cost.
+    news: dict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
+    for name, metric, dims, at, value, status, period in connection.execute(
         f"SELECT w.rule, w.metric, x.dims, x.at, x.value, x.status, x.period"  # noqa: S608
         f" FROM {_WATCHED} JOIN scaling.rule_states s USING (rule) JOIN scaling.samples x ON {_NEWS} ORDER BY x.at",
         arguments,
     ):
-        news[rule, dims].append(Sample(metric, at, value, Status(status), dims, period))
+        news[name, dims].append((metric, at, value, status, dims, period))
     happened: list[Happened] = []
-    moved: list[tuple[str, str, State]] = []
+    moved: list[_Row] = []
     for rule_name, dims, stored in locked:
         rule = by_rule[rule_name].rule
-        state = before = State.from_json(stored)
+        state = before = State.from_json(json.loads(stored))
         events: tuple[Event, ...] = ()
-        for sample in news[rule_name, dims]:
+        for metric, at, value, status, _, period in news.pop((rule_name, dims), ()):
+            sample = Sample(metric, at, value, Status(status), dims, period)
             state, new = thresholds.step(rule, state, sample, now)
             events += new
-        after, new = thresholds.silence(rule, state, now)
-        if new:
-            state = after
+        heard = state.gap_since or state.last_at
+        new = ()
+        if heard is not None and not state.missing and now - heard >= rule.no_data_after:
+            after, new = thresholds.silence(rule, state, now)
+            state = after if new else state
         happened += [Happened(rule_name, dims, event) for event in (*events, *new)]
-        if state != before:
-            moved.append((rule_name, dims, state))
+        if state is not before and state != before:
+            moved.append(_row(rule_name, dims, state))
     _write_states(connection, moved)
     _write_episodes(connection, by_rule, happened)
     return happened
@@ -281,7 +285,15 @@ def _begin(connection: Connection, arguments: Mapping[str, Any]) -> None:
     )
 
 
-def _write_states(connection: Connection, moved: Sequence[tuple[str, str, State]]) -> None:
+_Row = tuple[str, str, str, int, str]
+"""Rule, dims, phase, number of the latest episode, state as JSON text."""
+
+
+def _row(rule: str, dims: str, state: State) -> _Row:
+    return rule, dims, state.phase.value, state.episode_no, json.dumps(state.to_json())
+
+
+def _write_states(connection: Connection, moved: Sequence[_Row]) -> None:
     # In binary: psycopg escapes each quote of a text array in Python, 10 s for 100,000 states.
     if moved:
         connection.execute(
@@ -291,13 +303,7 @@ def _write_states(connection: Connection, moved: Sequence[tuple[str, str, State]
             " FROM unnest(%s::text[], %s::text[], %s::text[], %s::int[], %b::text[])"
             " x (rule, dims, phase, episode_no, state)) n"
             " WHERE s.rule = n.rule AND s.dims = n.dims",
-            [
-                [rule for rule, _, _ in moved],
-                [dims for _, dims, _ in moved],
-                [state.phase.value for _, _, state in moved],
-                [state.episode_no for _, _, state in moved],
-                [json.dumps(state.to_json()) for _, _, state in moved],
-            ],
+            list(map(list, zip(*moved, strict=True))),
         )
 
 
@@ -512,7 +518,7 @@ def rearm(connection: Connection, rule: Rule, dims: str, by: str) -> State:
         names = ", ".join(repr(each) for (each,) in known) or "nothing yet"
         raise UserError(f"{rule.name} was never evaluated of {dims!r}, so it is armed; it was evaluated of: {names}")
     state = thresholds.rearm(rule, State.from_json(found[0]), found[1])
-    _write_states(connection, [(rule.name, dims, state)])
+    _write_states(connection, [_row(rule.name, dims, state)])
     connection.execute(
         "UPDATE scaling.episodes SET evidence = evidence || jsonb_build_object('rearmed',"
         " jsonb_build_object('by', %s::text, 'at', %s::timestamptz)) WHERE rule = %s AND dims = %s AND episode_no = %s",
