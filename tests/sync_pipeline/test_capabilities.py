@@ -289,3 +289,16 @@ def test_a_switch_whose_episode_was_given_to_another_run_is_rolled_back(
     assert launch(enable_incremental_sync, "switch_incremental_sync_on", number).success
     assert saas.one("SELECT count(*) FROM scaling.capabilities") == (0,)
     assert saas.one("SELECT state, run_id FROM scaling.episodes") == ("acting", "another")
+
+
+def test_a_login_that_is_only_a_worker_reads_what_is_in_force_and_switches_it(
+    google: Simulator, saas: Saas, login: Callable[..., str], sync_environment: Callable[..., None]
+) -> None:
+    connected(google, saas)
+    sync_environment(
+        DATABASE_URL=login("pipeline_worker"), SCALING_INCREMENTAL_SYNC="auto", SCALING_PARALLEL_SYNC="auto"
+    )
+    assert launch(enable_parallel_sync, "switch_parallel_sync_on", episode(saas, Capability.PARALLEL_SYNC)).success
+    with open_services(rng=Random(1)) as services:
+        assert services.in_force == InForce(incremental=False, parallel=True)
+        assert run(services).tally.full_syncs == 1
