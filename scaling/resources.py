@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from scaling.databases import DatabaseRouter
+from scaling.databases import Connection, DatabaseRouter
 from scaling.errors import UserError
 from scaling.settings import DatabaseSettings, load
 
@@ -38,3 +38,20 @@ def failing_with_a_sentence() -> Iterator[None]:
         yield
     except UserError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+class ScalingResource(dg.ConfigurableResource[None]):
+    """The databases of the thresholds, from environment variables read when a run starts.
+
+    Nothing of it is configured in Dagster, so no secret can show in the UI.
+    """
+
+    @contextmanager
+    def first_shard(self) -> Iterator[Connection]:
+        """Begin a transaction where the thresholds keep their tables.
+
+        Raises:
+            UserError: a setting is missing or wrong, or the database does not answer.
+        """
+        with databases("scaling") as router, router.shards()[0].transaction() as connection:
+            yield connection

@@ -14,6 +14,7 @@ from scaling import episodes
 from scaling.capabilities import Capability
 from scaling.dagster_sensors import capability_sensor
 from scaling.databases import DatabaseRouter, Shard
+from scaling.definitions import build_defs
 from scaling.episodes import EpisodeState
 from scaling.settings import AutomationSettings
 
@@ -169,3 +170,37 @@ def test_a_look_takes_less_than_a_second_with_ten_thousand_episodes(
         (request,), _ = look(database, instance)
         assert monotonic() - started < 1
     assert request.run_key == "google_tenants::10001:0"
+
+
+def test_approving_in_the_launchpad_is_one_step_and_leads_to_one_request(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, SCALING_PARALLEL_SYNC="propose")
+    crossed(database)
+    config = {"ops": {"approve": {"config": {"episode": only(database).id, "by": "ann"}}}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_defs().resolve_job_def("approve_episode")
+        assert job.execute_in_process(instance=instance, run_config=config).success
+        assert len(look(database, instance)[0]) == 1
+    assert only(database).approved_by == "ann"
+
+
+def test_a_sick_source_is_a_warning_and_a_given_up_episode_an_error(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database, VERCEL_TOKEN="canary-token")
+    crossed(database, "needs_human")
+    with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO scaling.samples (metric, at, status) VALUES ('drifted', now(), 'error'),"
+            " ('absent', now(), 'not_configured')"
+        )
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = build_defs().resolve_job_def("scaling_health_job").execute_in_process(instance=instance)
+        assert "canary-token" not in str(instance.all_logs(result.run_id))
+    found = {each.check_name: each for each in result.get_asset_check_evaluations()}
+    assert {name: (each.passed, each.severity) for name, each in found.items()} == {
+        "nobody_is_needed": (False, dg.AssetCheckSeverity.ERROR),
+        "sources_answer": (False, dg.AssetCheckSeverity.WARN),
+    }
+    assert found["sources_answer"].description == "drifted is error"
