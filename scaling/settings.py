@@ -77,11 +77,11 @@ class CapabilitySettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
     scaling_incremental_sync: Literal["off", "observe", "propose", "auto", "on"] = Field(
-        default="auto",
+        default="on",
         description="Sync tokens, push and adaptive polling: never, recorded only, after approval, by itself, always.",
     )
     scaling_parallel_sync: Literal["off", "observe", "propose", "auto", "on"] = Field(
-        default="auto", description="The pool of workers in place of five workspaces a tick, one after the other."
+        default="on", description="The pool of workers in place of five workspaces a tick, one after the other."
     )
     scaling_audit_log_partitioning: Literal["off", "observe", "propose", "auto"] = Field(
         default="propose", description="Conversion of the audit logs to partitions, then archive of closed months."
