@@ -7,6 +7,7 @@ Does not: connections or clients built from the settings.
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cryptography.fernet import Fernet
@@ -19,6 +20,20 @@ MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 TABLE = re.compile(r"[^.\s]+\.[^.\s]+")
 
 S = TypeVar("S", bound=BaseSettings)
+
+
+def _keeps_private(address: str) -> bool:
+    """Whether nobody on the way reads what is sent there: https, or plain http to this machine.
+
+    By the host as it is parsed: http://localhost.example.com and http://127.0.0.1@example.com are elsewhere.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
+    )
 
 
 class DatabaseSettings(BaseSettings):
@@ -66,7 +81,7 @@ class AutomationSettings(BaseSettings):
     def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
         if not value or not value.get_secret_value():
             return None
-        if not value.get_secret_value().startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        if not _keeps_private(value.get_secret_value()):
             raise ValueError("must be https (plain http only on this machine)")
         return value
 
@@ -139,7 +154,7 @@ class ScalingSettings(CapabilitySettings):
     def _keeps_secrets_secret(cls, value: str | None) -> str | None:
         if not value:
             return None
-        if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        if not _keeps_private(value):
             raise ValueError("must be https, credentials are sent there (plain http only on this machine)")
         return value.rstrip("/")
 
@@ -173,7 +188,7 @@ class SyncScheduleSettings(BaseSettings):
     def _is_public_https(cls, value: str | None) -> str | None:
         if not value:
             return None
-        if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        if not _keeps_private(value):
             raise ValueError("must be https, Google sends notifications nowhere else (plain http only on this machine)")
         return value
 
@@ -248,7 +263,7 @@ class SyncSettings(SyncScheduleSettings):
     @field_validator("google_api_endpoint", "google_token_url")
     @classmethod
     def _is_http(cls, value: str) -> str:
-        if not value.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        if not _keeps_private(value):
             raise ValueError("must be https (plain http only on this machine)")
         return value.rstrip("/")
 
