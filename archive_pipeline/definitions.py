@@ -8,11 +8,17 @@ from collections.abc import Mapping
 import dagster as dg
 
 from archive_pipeline.assets import ATHENA_TABLE, AUDIT_LOGS, archive_assets
-from archive_pipeline.jobs import MANUAL, audit_log_archive_job, audit_log_upkeep_job
+from archive_pipeline.jobs import (
+    MANUAL,
+    archive_and_prune,
+    audit_log_archive_job,
+    audit_log_upkeep_job,
+    partition_audit_logs,
+)
 from archive_pipeline.partitions import monthly_partitions
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.schedules import monthly_schedule, prune_schedule, upkeep_schedule
-from archive_pipeline.sensors import failure_sensor
+from archive_pipeline.sensors import capability_sensors, failure_sensor
 from scaling.settings import ArchiveSourceSettings, AutomationSettings, load
 
 
@@ -28,13 +34,13 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     calendar, automation = load(ArchiveSourceSettings), load(AutomationSettings)
     return dg.Definitions(
         assets=[AUDIT_LOGS, *archive_assets(monthly_partitions(calendar)), ATHENA_TABLE],
-        jobs=[audit_log_archive_job, audit_log_upkeep_job, *MANUAL],
+        jobs=[audit_log_archive_job, audit_log_upkeep_job, partition_audit_logs, archive_and_prune, *MANUAL],
         schedules=[
             monthly_schedule(calendar, automation),
             upkeep_schedule(calendar, automation),
             prune_schedule(calendar, automation),
         ],
-        sensors=[failure_sensor(automation)],
+        sensors=[failure_sensor(automation), *capability_sensors(automation)],
         resources={"archive": ArchiveResource(), **(resources or {})},
         # A run works in one process; a process for each of its steps would cost seconds and buys nothing.
         executor=dg.in_process_executor,

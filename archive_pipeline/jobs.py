@@ -8,15 +8,18 @@ and writes nothing anywhere.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from archive_pipeline import conversion, metadata, turns
+from archive_pipeline import capabilities, conversion, metadata, turns
 from archive_pipeline.assets import POOL
-from archive_pipeline.checks import PARTITIONS, PRUNED
+from archive_pipeline.capabilities import Acted, Held
+from archive_pipeline.checks import ARCHIVE, PARTITIONS, PRUNED
 from archive_pipeline.conversion import Conversion
+from archive_pipeline.dagster_backfills import ask_for_archive
 from archive_pipeline.erase import Erasure, erase
 from archive_pipeline.metadata import Metadata
 from archive_pipeline.months import MONTH, Month
@@ -26,6 +29,7 @@ from archive_pipeline.prune import run as prune
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.restore import months_between, restore
 from archive_pipeline.snapshot import SourceTable
+from scaling.capabilities import Capability
 from scaling.errors import UserError
 from scaling.resources import failing_with_a_sentence
 from scaling.settings import ArchiveSettings, ArchiveSourceSettings, load
@@ -104,6 +108,12 @@ class EraseConfig(DryRunConfig):
     )
     requested_by: str = Field(min_length=1, description="Who asked for it, for the record in archive.erasures.")
     reason: str = Field(min_length=1, description="Why, for the record; no personal data.")
+
+
+class EpisodeConfig(dg.Config):
+    """Which crossing of a threshold is acted on."""
+
+    episode: int = Field(ge=1, description="Its number, as asset scaling_episodes and the sensor name it.")
 
 
 @dg.op(pool=POOL, tags=TAGS)
@@ -206,6 +216,98 @@ def erase_rows(context: dg.OpExecutionContext, config: EraseConfig, archive: Arc
             )
 
 
+@dg.op(pool=POOL, tags=TAGS)
+def partition_and_archive(context: dg.OpExecutionContext, config: EpisodeConfig, archive: ArchiveResource) -> None:
+    """Convert the table for an approved episode, and have every closed month archived by a backfill."""
+    with failing_with_a_sentence():
+        settings = load(ArchiveSourceSettings)
+        wanted, target = Conversion.from_settings(settings), archive.protected_target()
+        shown: dict[str, Metadata] = {}
+        with archive.databases() as router:
+
+            def work(held: Held) -> Mapping[str, Any]:
+                steps: list[str] = []
+
+                def reached(step: conversion.Step) -> None:
+                    steps.append(str(step))
+                    if step not in capabilities.WHILE_ALL_WAIT:  # a line of the log is a write to another database
+                        context.log.info("%s", step)
+
+                plans, reports = capabilities.convert_all(router.shards(), wanted, held, on_step=reached)
+                shown.update(metadata.of_plans(plans) | metadata.of_conversion(reports))
+                context.log_event(dg.AssetMaterialization(PARTITIONS, metadata=metadata.of_conversion(reports)))
+                first = Month.parse(settings.archive_first_month, settings.archive_time_zone)
+                closed = capabilities.closed_months(router.shards(), wanted.table, first, target.grace)
+                held.confirm()
+                asked, elsewhere = ask_for_archive(context.instance, settings, closed.months, config.episode)
+                outcome: dict[str, Any] = {
+                    "conversion": ", ".join(sorted({str(report.outcome) for report in reports})),
+                    "steps": steps,
+                    "blocked_ms_max": max(report.blocked_seconds for report in reports) * 1000,
+                    "months": [month.name for month in closed.months],
+                    "backfill": asked,
+                    "backfills_under_way": elsewhere,
+                    "not_archived": closed.before,
+                }
+                shown.update(
+                    {
+                        "months": len(closed.months),
+                        "months_asked_for": ", ".join(month.name for month in closed.months),
+                        "backfill": asked or "none was needed",
+                        "backfills_under_way": ", ".join(elsewhere),
+                        **({"not_archived": closed.before} if closed.before else {}),
+                    }
+                )
+                if asked:
+                    context.log.info("backfill %s archives %d closed month(s)", asked, len(closed.months))
+                return outcome
+
+            acted = capabilities.act(
+                router.shards()[0], Capability.AUDIT_LOG_PARTITIONING, config.episode, context.run_id, work
+            )
+        _show_acted(context, acted, shown)
+
+
+@dg.op(pool=POOL, tags=TAGS)
+def archive_past_retention(context: dg.OpExecutionContext, config: EpisodeConfig, archive: ArchiveResource) -> None:
+    """Archive months past retention for an approved episode, and prune as ARCHIVE_PRUNE says."""
+    with failing_with_a_sentence():
+        policy, target = Policy.from_settings(load(ArchiveSourceSettings)), archive.protected_target()
+        shown: dict[str, Metadata] = {}
+        with archive.databases() as router:
+
+            def work(held: Held) -> Mapping[str, Any]:
+                done = capabilities.archive_and_prune(
+                    router.shards(), target, policy, held, on_month=lambda month: context.log.info("%s", month.name)
+                )
+                for month, reports in done.archived.items():
+                    context.log_event(
+                        dg.AssetMaterialization(
+                            ARCHIVE, partition=month.partition_key, metadata=metadata.of_month(reports)
+                        )
+                    )
+                _log_dropped(context, policy, done.pruned)
+                outcome = capabilities.retention_outcome(done, policy)
+                shown.update(
+                    {
+                        "said": outcome["said"],
+                        "months": len(done.archived),
+                        "partitions_dropped": len(outcome["dropped"]),
+                        "rows_dropped": outcome["rows_dropped"],
+                        "bytes_freed": outcome["bytes_freed"],
+                        "waiting_for_approval": len(outcome["waiting_for_approval"]),
+                        "pruned": metadata.pruned_table(done.pruned),
+                        "partitions": metadata.candidates_table(done.candidates),
+                    }
+                )
+                return outcome
+
+            acted = capabilities.act(
+                router.shards()[0], Capability.AUDIT_LOG_RETENTION, config.episode, context.run_id, work
+            )
+        _show_acted(context, acted, shown)
+
+
 @dg.job(executor_def=dg.in_process_executor, tags=TAGS)
 def convert_audit_logs() -> None:
     """Convert the live, plain table of audit logs to monthly partitions, while everybody goes on reading and writing.
@@ -255,6 +357,27 @@ def erase_from_archive() -> None:
     erase_rows()
 
 
+@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+def partition_audit_logs() -> None:
+    """Convert the table of audit logs because it crossed a threshold, then have every closed month archived.
+
+    Acts on an approved episode once, however often it is launched; the plan is what a dry run of `convert_audit_logs`
+    shows. What is in the way fails the attempt with its reasons. The months are archived by a backfill of
+    `audit_log_archive`, which the metadata of the step names.
+    """
+    partition_and_archive()
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+def archive_and_prune() -> None:
+    """Archive the months past retention because Postgres holds some, then prune them as ARCHIVE_PRUNE says.
+
+    Acts on an approved episode once, however often it is launched. Rows that came late to archived months are archived
+    too. ARCHIVE_PRUNE=off drops nothing, propose records proposals (job `approve_prune`), auto drops what may go.
+    """
+    archive_past_retention()
+
+
 MANUAL = [convert_audit_logs, prune_audit_logs, approve_prune, restore_audit_logs, erase_from_archive]
 
 
@@ -287,14 +410,7 @@ def _prune(
         "partitions": metadata.candidates_table(candidates),
     }
     _show(context, shown, dry_run=dry_run)
-    for each in pruned if not dry_run else ():
-        for name in each.months if each.outcome is Outcome.DROPPED else ():
-            month = Month.parse(name, policy.zone)
-            context.log_event(
-                dg.AssetMaterialization(
-                    PRUNED, partition=month.partition_key, metadata=metadata.of_pruned(month, [each], [])
-                )
-            )
+    _log_dropped(context, policy, pruned if not dry_run else ())
     if unwell := [each for each in pruned if each.outcome not in (Outcome.DROPPED, Outcome.WOULD_DROP)]:
         raise UserError("; ".join(f"{each.partition} was {each.outcome}: {each.reason}" for each in unwell))
 
@@ -302,4 +418,27 @@ def _prune(
 def _show(context: dg.OpExecutionContext, shown: Mapping[str, Metadata], *, dry_run: bool) -> None:
     did = "nothing was changed; launch it with dry_run: false to do it" if dry_run else "done"
     context.add_output_metadata({"did": did, **shown})
+    context.log.info("%s", did)
+
+
+def _log_dropped(context: dg.OpExecutionContext, policy: Policy, pruned: Sequence[Pruned]) -> None:
+    for each in pruned:
+        for name in each.months if each.outcome is Outcome.DROPPED else ():
+            month = Month.parse(name, policy.zone)
+            context.log_event(
+                dg.AssetMaterialization(
+                    PRUNED, partition=month.partition_key, metadata=metadata.of_pruned(month, [each], [])
+                )
+            )
+
+
+def _show_acted(context: dg.OpExecutionContext, acted: Acted, shown: Mapping[str, Metadata]) -> None:
+    episode = acted.episode
+    if acted.lost:
+        did = f"episode {episode.id} was given to another run meanwhile; this one stopped"
+    elif acted.outcome is None:
+        did = f"nothing: episode {episode.id} is {episode.state}, somebody else's or not approved"
+    else:
+        did = "done"
+    context.add_output_metadata({"did": did, "episode": episode.id, **shown})
     context.log.info("%s", did)

@@ -1,4 +1,4 @@
-"""Command line: ``python -m scaling settings | check | migrate``.
+"""Command line: ``python -m scaling settings | check | migrate | approve | acknowledge``.
 
 Belongs here: arguments, tables for people, exit codes. Does not: what the commands do.
 """
@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from scaling import contract, migrate
+from scaling import contract, episodes, migrate
 from scaling.databases import DatabaseRouter
 from scaling.errors import UserError, run_command
 from scaling.settings import (
@@ -132,6 +132,31 @@ def migrations(console: Console, *, as_sql: bool) -> int:
     return 0
 
 
+def decide(console: Console, what: str, episode: int, by: str) -> int:
+    """Approve or acknowledge an episode, and say what that changed.
+
+    Args:
+        console: where the outcome goes.
+        what: ``approve`` or ``acknowledge``.
+        episode: its number.
+        by: who decides.
+
+    Returns:
+        0, also when there was nothing to change.
+
+    Raises:
+        UserError: there is no such episode, or nobody is named.
+    """
+    decide_on = episodes.approve if what == "approve" else episodes.acknowledge
+    with (
+        DatabaseRouter.from_settings(load(DatabaseSettings), application_name=what) as router,
+        router.shards()[0].transaction() as connection,
+    ):
+        decision = decide_on(connection, episode, by)
+    console.print(decision.sentence, soft_wrap=True)
+    return 0
+
+
 def main() -> int:
     """Parse the arguments and run one command.
 
@@ -145,6 +170,13 @@ def main() -> int:
     commands.add_parser("settings", help="every setting, its default and meaning")
     migrating = commands.add_parser("migrate", help="create or update the schemas sync, archive, scaling")
     migrating.add_argument("--sql", action="store_true", help="print the SQL and touch no database")
+    for what, meaning in (
+        ("approve", "let the action of an episode run; its sensor starts it within half a minute"),
+        ("acknowledge", "say that somebody knows of an episode"),
+    ):
+        deciding = commands.add_parser(what, help=meaning)
+        deciding.add_argument("episode", type=int, help="its number, as asset scaling_episodes shows it")
+        deciding.add_argument("--by", required=True, help="who decides, for the record")
     arguments = parser.parse_args()
     console = Console()
     match arguments.command:
@@ -152,6 +184,8 @@ def main() -> int:
             return check(console, {arguments.only} if arguments.only else {"sync", "archive", "scaling"})
         case "settings":
             return settings(console)
+        case "approve" | "acknowledge":
+            return decide(console, arguments.command, arguments.episode, arguments.by)
         case _:
             return migrations(console, as_sql=arguments.sql)
 

@@ -158,7 +158,7 @@ def _waiting(shard: Shard, capability: Capability, mode: Mode) -> str:
             (
                 ids(EpisodeState.NEEDS_HUMAN),
                 lambda found: (
-                    f"Given up and waiting for a human: episode {found}; python -m scaling status says why. "
+                    f"Given up and waiting for a human: episode {found}; asset scaling_episodes says why. "
                     "Approving it tries again."
                 ),
             ),

@@ -110,7 +110,7 @@ class ScalingSettings(CapabilitySettings):
     """Where the metrics of the thresholds come from. What has no credentials is not asked, and fires nothing."""
 
     scaling_catalogue_file: Path | None = Field(
-        default=None, description="TOML that overrides thresholds of the catalogue; python -m scaling explain METRIC"
+        default=None, description="TOML that overrides thresholds of the catalogue."
     )
     scaling_source_timeout_seconds: float = Field(
         default=10.0, gt=0, le=120, description="One query, or one request, of a metric may take this long."

@@ -126,7 +126,7 @@ CLAIM_LEASE = timedelta(minutes=10)
 class SwitchConfig(dg.Config):
     """Which crossing of a threshold asks for the switch."""
 
-    episode: int = Field(ge=1, description="Its number, as python -m scaling status and the sensor name it.")
+    episode: int = Field(ge=1, description="Its number, as asset scaling_episodes and the sensor name it.")
 
 
 def _switch_on(
