@@ -9,7 +9,6 @@ last. The server is disposable (no fsync).
 
 import argparse
 import json
-import random
 import shutil
 import statistics
 import subprocess
@@ -18,20 +17,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from bench.sync import Figure, Measured, at_least, at_most, below, console, show, told, write
+from bench.sync import Figure, Measured, below, measure, told
 from devstack import postgres, saas
 from devstack.processes import CHECKOUT, VAR, Supervisor
 from scaling import episodes, migrate
 from scaling.capabilities import Capability, Mode
 from scaling.episodes import Watch
-from scaling.samples import Sample
-from scaling.thresholds import Compare, Fired, Rule, replay
+from scaling.thresholds import Compare, Rule
 
 RESULTS = Path("var/bench/scaling.json")
 CHAOS_RESULTS = Path("var/bench/scaling_chaos.json")
@@ -39,9 +36,7 @@ RULES, SHARDS, EPISODES = 1_000, 100, 10_000
 ROUNDS = 3
 CHAOS_TRIALS = 500
 START = datetime(2026, 9, 1, tzinfo=UTC)
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-FLAT_SERIES, FLAT_SAMPLES, FLAT_LEVEL, FLAT_NOISE = 200, 60, 0.8, 0.06
-TRENDS = 300
+HOUR = timedelta(hours=1)
 
 
 @contextmanager
@@ -142,74 +137,10 @@ def chaos() -> Measured:
     return Measured([Figure(**figure) for figure in found.pop("figures")], found)
 
 
-def false_fires() -> Measured:
-    """Flat noisy series through the rules of the catalogue."""
-    catalogue: Any = import_module("scaling.catalogue")
-    rng = random.Random(1)
-    fired: dict[str, int] = {}
-    for metric in catalogue.CATALOGUE:
-        rule: Rule | None = metric.rule
-        if rule is None or rule.threshold <= 0:
-            continue  # no level lies between nothing and such a threshold
-        over = rule.compare in (Compare.ABOVE, Compare.AT_LEAST)
-        level = rule.threshold * (FLAT_LEVEL if over else 1 / FLAT_LEVEL)
-        fired[rule.name] = sum(
-            any(
-                isinstance(event, Fired)
-                for _, _, events in replay(
-                    rule,
-                    [
-                        Sample(rule.metric, START + n * metric.every, max(0.0, rng.gauss(level, FLAT_NOISE * level)))
-                        for n in range(FLAT_SAMPLES)
-                    ],
-                )
-                for event in events
-            )
-            for _ in range(FLAT_SERIES)
-        )
-    rate = sum(fired.values()) / (FLAT_SERIES * len(fired))
-    how = (
-        f"share of series that fire at all: {FLAT_SERIES} each of {len(fired)} rules with a threshold above 0, "
-        f"{FLAT_SAMPLES} samples, Gaussian noise of {FLAT_NOISE:.0%} about {FLAT_LEVEL:.0%} of the threshold (a rule "
-        f"on what is too low: the threshold / {FLAT_LEVEL})"
-    )
-    return Measured([at_most("false_fire_rate", rate, 0.01, how)], {"fired": fired})
-
-
-def eta() -> Measured:
-    """Lines with noise, and when they really cross."""
-    forecasts: Any = import_module("scaling.forecast")
-    rng = random.Random(1)
-    covered = told_at_all = 0
-    for seed in range(TRENDS):
-        days, until, noise = rng.randint(21, 60), rng.uniform(5, 60), rng.uniform(0.01, 0.05)
-        slope = rng.uniform(0.5, 3.0)
-        now = START + (days - 1) * DAY
-        line = [
-            Sample("synthetic", START + n * DAY, max(0.0, (100 + slope * n) * (1 + rng.gauss(0, noise))))
-            for n in range(days)
-        ]
-        crossing = now + until * DAY
-        found = forecasts.forecast(line, 100 + slope * (days - 1 + until), Compare.ABOVE, now, seed=seed)
-        told_at_all += found.trend
-        covered += bool(
-            found.trend
-            and (found.p10 is not None and found.p10 <= crossing)
-            and (found.p90 is None or crossing <= found.p90)
-        )
-    how = (
-        f"{TRENDS} lines of 21 to 60 days, 0.5 to 3 % a day, noise of 1 to 5 %, that cross in 5 to 60 days: share whose"
-        f" p10-p90 band holds the true crossing; the {TRENDS - told_at_all} in which no trend is seen count as missed"
-    )
-    return Measured([at_least("eta_coverage", covered / TRENDS, 0.8, how)], {"with_trend": told_at_all})
-
-
 PARTS: Mapping[str, Callable[[], Measured]] = {
     "rules": rules,
     "sensor": sensor,
     "chaos": chaos,
-    "false_fires": false_fires,
-    "eta": eta,
 }
 
 
@@ -218,24 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description="Measure the scaling thresholds.")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args(arguments)
-    if list(options.only) == list(PARTS):
-        RESULTS.unlink(missing_ok=True)
-    figures: list[dict[str, Any]] = []
-    failed = []
-    for part in options.only:
-        began = time.perf_counter()
-        try:
-            measured = PARTS[part]()
-        except Exception:  # noqa: BLE001  # its figures are absent; the others are still worth having
-            console.print_exception()
-            failed.append(part)
-            continue
-        figures = write(part, measured, time.perf_counter() - began, results=RESULTS)
-        told(f"{part}: {time.perf_counter() - began:.0f} s")
-    show(figures, title="Scaling thresholds")
-    if failed:
-        console.print(f"[bold red]not measured: {', '.join(failed)}[/]")
-    return 0 if not failed and all(figure["ok"] for figure in figures) else 1
+    return measure(PARTS, options.only, results=RESULTS, title="Scaling thresholds")
 
 
 if __name__ == "__main__":

@@ -333,12 +333,36 @@ def write(part: str, measured: Measured, seconds: float, *, results: Path = RESU
     return figures
 
 
-def show(figures: Sequence[Mapping[str, Any]], *, title: str = "Calendar sync") -> None:
+def show(figures: Sequence[Mapping[str, Any]], *, title: str) -> None:
     table = Table("figure", "measured", "target", "", "how", title=title)
     for one in figures:
         verdict = "" if one["target"] is None else "[green]ok[/]" if one["ok"] else "[bold red]MISS[/]"
         table.add_row(one["name"], f"{one['value']:,g}", one["target"] or "", verdict, one["how"])
     Console().print(table)
+
+
+def measure(
+    parts: Mapping[str, Callable[[], Measured]], only: Sequence[str], *, results: Path = RESULTS, title: str
+) -> int:
+    """Measure the parts asked for, into `results` and a table; 1 when a figure misses its target or a part failed."""
+    if list(only) == list(parts):
+        results.unlink(missing_ok=True)
+    figures: list[dict[str, Any]] = []
+    failed = []
+    for part in only:
+        began = time.perf_counter()
+        try:
+            measured = parts[part]()
+        except Exception:  # noqa: BLE001  # its figures are absent; the others are still worth having
+            console.print_exception()
+            failed.append(part)
+            continue
+        figures = write(part, measured, time.perf_counter() - began, results=results)
+        told(f"{part}: {time.perf_counter() - began:.0f} s")
+    show(figures, title=title)
+    if failed:
+        console.print(f"[bold red]not measured: {', '.join(failed)}[/]")
+    return 0 if not failed and all(figure["ok"] for figure in figures) else 1
 
 
 def _rounded(value: float) -> float:
@@ -351,24 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args(arguments)
     logging.getLogger("sync_pipeline").setLevel(logging.CRITICAL)  # the poisons are on purpose
-    if list(options.only) == list(PARTS):
-        RESULTS.unlink(missing_ok=True)
-    figures: list[dict[str, Any]] = []
-    failed = []
-    for part in options.only:
-        began = time.perf_counter()
-        try:
-            measured = PARTS[part]()
-        except Exception:  # noqa: BLE001  # its figures are absent; the others are still worth having
-            console.print_exception()
-            failed.append(part)
-            continue
-        figures = write(part, measured, time.perf_counter() - began)
-        told(f"{part}: {time.perf_counter() - began:.0f} s")
-    show(figures)
-    if failed:
-        console.print(f"[bold red]not measured: {', '.join(failed)}[/]")
-    return 0 if not failed and all(figure["ok"] for figure in figures) else 1
+    return measure(PARTS, options.only, title="Calendar sync")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from scaling import episodes, samples
+from scaling import effects, episodes, samples
 from scaling.episodes import Episode, EpisodeState
 from scaling.resources import ScalingResource, failing_with_a_sentence
 from scaling.samples import Sample, Status
@@ -43,10 +43,11 @@ def scaling_episodes(scaling: ScalingResource) -> Iterator[dg.MaterializeResult[
     approved in the Launchpad of the job `approve_episode`, by its number.
 
     **Cadence**: every hour. Actions that were silent for their lease are given up here too, so that they are even while
-    a sensor is off.
+    a sensor is off, and the effect of those that acted is measured.
     """
     with failing_with_a_sentence(), scaling.first_shard() as connection:
         episodes.reap(connection)
+        effects.update(connection, datetime.now(UTC))
         waiting = episodes.listing(connection, states=WAITING, limit=EPISODES_SHOWN)
         newest = episodes.listing(connection, limit=EPISODES_SHOWN)
     shown = list({episode.id: episode for episode in (*waiting, *newest)}.values())[:EPISODES_SHOWN]
@@ -128,7 +129,7 @@ def _row(episode: Episode) -> dict[str, str | int | float]:
         "approved by": episode.approved_by or "",
         "attempts": episode.attempts,
         "error": (episode.error or "")[:TEXT_SHOWN],
-        "effect": str((episode.effect or {}).get("verdict", ""))[:TEXT_SHOWN],
+        "effect": str((episode.effect or {}).get("sentence", ""))[:TEXT_SHOWN],
     }
 
 

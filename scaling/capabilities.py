@@ -4,7 +4,6 @@ Belongs here: modes, the switch and its record. Does not: when to switch (`scali
 what a capability does, which its pipeline knows.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -158,7 +157,7 @@ def named(name: str) -> Capability:
     Raises:
         UserError: there is none.
     """
-    known: Mapping[str, Capability] = {each.value: each for each in Capability}
-    if name not in known:
-        raise UserError(f"there is no capability {name!r}; known: {', '.join(known)}")
-    return known[name]
+    try:
+        return Capability(name)
+    except ValueError:
+        raise UserError(f"there is no capability {name!r}; known: {', '.join(Capability)}") from None

@@ -11,6 +11,7 @@ claimed its episode would block that attempt for ever; it counts as a failed att
 nobody; so each look asks how the runs ended that hold a claim, and gives up the claim of those that did.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ from scaling.settings import AutomationSettings, CapabilitySettings, load
 if TYPE_CHECKING:
     # dagster exports the function that makes one but not its type.
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+# Dagster passes the parameter to itself when it binds a sensor to its job; pinned, and no process needs to be told.
+warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `Sensor", category=dg.BetaWarning)
 
 SECONDS_BETWEEN_LOOKS = 30
 REQUESTS_PER_LOOK = 10

@@ -159,6 +159,11 @@ _FAILED = """
         + least(%(first)s::interval * 2 ^ least(greatest(attempts - 1, 0), 30), %(longest)s::interval) END,
     acting_until = NULL, error = %(error)s
 """
+_CLAIMABLE = """(
+    state = 'approved'
+    OR state = 'action_failed' AND retry_at <= clock_timestamp() AND attempts < %(most)s
+    OR state = 'acting' AND acting_until < clock_timestamp() AND attempts < %(most)s
+)"""
 _LAST = "coalesce((s.state->>'last_at')::timestamptz, '-infinity')"
 _SEEN = "coalesce((s.state->>'seen_at')::timestamptz, '-infinity')"
 # What `State.wants` wants; the first condition is the one an index serves.
@@ -568,10 +573,7 @@ def actionable(
         )
     return _select(
         connection,
-        "WHERE capability = %(capability)s AND (state = 'approved'"
-        " OR state = 'action_failed' AND retry_at <= clock_timestamp() AND attempts < %(most)s"
-        " OR state = 'acting' AND acting_until < clock_timestamp() AND attempts < %(most)s)"
-        " AND (%(any)s OR approved_by <> %(auto)s) ORDER BY id",
+        f"WHERE capability = %(capability)s AND {_CLAIMABLE} AND (%(any)s OR approved_by <> %(auto)s) ORDER BY id",
         arguments,
     )
 
@@ -604,9 +606,7 @@ def claim(
         connection,
         "SET state = 'acting', fence = fence + 1, attempts = attempts + 1, run_id = %(run)s, retry_at = NULL,"
         " acting_until = clock_timestamp() + %(lease)s::interval"
-        " WHERE id = %(id)s AND (state = 'approved'"
-        " OR state = 'action_failed' AND retry_at <= clock_timestamp() AND attempts < %(most)s"
-        " OR state = 'acting' AND acting_until < clock_timestamp() AND attempts < %(most)s)",
+        f" WHERE id = %(id)s AND {_CLAIMABLE}",
         {"id": episode_id, "run": run_id, "lease": lease, "most": max_attempts},
     )
     return Claim(taken[0], taken[0].fence) if taken else None

@@ -4,8 +4,6 @@ Belongs here: comparing workspaces with partitions, which job serves which capab
 https://docs.dagster.io/guides/automate/sensors
 """
 
-import warnings
-
 import dagster as dg
 
 from scaling.capabilities import Capability
@@ -17,9 +15,6 @@ from sync_pipeline.assets import calendar_events
 from sync_pipeline.jobs import enable_incremental_sync, enable_parallel_sync
 from sync_pipeline.partitions import workspaces
 from sync_pipeline.resources import SyncResource
-
-# Dagster passes the parameter to itself when it binds a sensor to its job; pinned, and no process needs to be told.
-warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `Sensor", category=dg.BetaWarning)
 
 SECONDS_BETWEEN_LOOKS = 60
 CHANGES_PER_LOOK = 5000

@@ -41,8 +41,6 @@ BEGIN
         WHERE relnamespace = 'scaling'::pg_catalog.regnamespace AND relkind = 'r' AND relrowsecurity
     LOOP
         IF 'pipeline_worker' = ANY (present) THEN
-            EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON scaling.%I TO pipeline_worker',
-                                      one.relname);
             EXECUTE pg_catalog.format('CREATE POLICY worker ON scaling.%I TO pipeline_worker USING (true)',
                                       one.relname);
         END IF;
@@ -54,6 +52,9 @@ BEGIN
     END LOOP;
     IF 'pipeline_worker' = ANY (present) THEN
         GRANT USAGE ON SCHEMA scaling TO pipeline_worker;
+        GRANT SELECT, UPDATE ON scaling.episodes TO pipeline_worker;
+        GRANT SELECT, INSERT, UPDATE ON scaling.capabilities TO pipeline_worker;
+        GRANT INSERT ON scaling.capability_changes TO pipeline_worker;
     END IF;
     IF 'pipeline_operator' = ANY (present) THEN
         GRANT USAGE ON SCHEMA scaling TO pipeline_operator;
