@@ -103,11 +103,27 @@ class Hands:
         self._connection.commit()
         wanted: list[Episode] = episodes.actionable(self._connection, CAPABILITY, mode=Mode.AUTO, max_attempts=MANY)
         for episode in wanted:
-            self._connection.execute(
+            inserted = self._connection.execute(
                 "INSERT INTO chaos.requests VALUES (%s, %s, %s, NULL, NULL, false) ON CONFLICT DO NOTHING",
                 [episodes.run_key(episode), episode.id, episode.attempts],
-            )
+            ).rowcount
+            if not inserted:
+                self._record_end(episode)
         self._commit("requested")
+
+    def _record_end(self, episode: Episode) -> None:
+        """What the sensor does when the run of this attempt has ended, however, and its episode still waits.
+
+        A run ends well without acting when the lease it was requested for was given up between request and claim.
+        """
+        ended = self._connection.execute(
+            "SELECT run_id FROM chaos.requests WHERE run_key = %s AND ended", [episodes.run_key(episode)]
+        ).fetchone()
+        if ended:
+            episodes.run_ended(
+                self._connection, episode.id, run_id=ended[0], attempts=episode.attempts, error="ended unclaimed",
+                max_attempts=MANY, first_retry=NO_WAIT,
+            )  # fmt: skip
 
     def act(self) -> None:
         """A run: start, claim, act, finish."""
