@@ -22,7 +22,7 @@ from scaling.capabilities import Capability, Mode
 from scaling.databases import Connection
 from scaling.errors import UserError
 from scaling.samples import Sample, Status
-from scaling.thresholds import Event, Fired, Recovered, Rule, State
+from scaling.thresholds import Event, Fired, Rearmed, Recovered, Rule, State
 
 AUTO = "auto"
 """Who approves where nobody has to."""
@@ -48,7 +48,7 @@ class EpisodeState(StrEnum):
     NEEDS_HUMAN = "needs_human"
     """Is not tried again by itself: its attempts are used up, or its rule flaps."""
     EXPIRED = "expired"
-    """Recovered before anybody approved it."""
+    """Recovered, or its rule was re-armed, before anybody approved it."""
 
 
 AGAIN = (EpisodeState.OBSERVED, EpisodeState.PROPOSED, EpisodeState.NEEDS_HUMAN, EpisodeState.EXPIRED)
@@ -315,7 +315,10 @@ def _write_states(connection: Connection, moved: Sequence[_Row]) -> None:
 def _write_episodes(connection: Connection, by_rule: Mapping[str, Watch], happened: Sequence[Happened]) -> None:
     """Write the episodes that began, then the ends, also of those that began just now."""
     began = [(each.rule, each.dims, each.event) for each in happened if isinstance(each.event, Fired)]
-    ended = [(each.rule, each.dims, each.event) for each in happened if isinstance(each.event, Recovered)]
+    ended: dict[tuple[str, str, int], datetime] = {}
+    for each in happened:
+        if isinstance(each.event, Recovered | Rearmed):
+            ended.setdefault((each.rule, each.dims, each.event.episode_no), each.event.at)
     if began:
         watches = [by_rule[rule] for rule, _, _ in began]
         states = [_first_state(watch, event) for watch, (_, _, event) in zip(watches, began, strict=True)]
@@ -346,19 +349,19 @@ def _write_episodes(connection: Connection, by_rule: Mapping[str, Watch], happen
             ],
         )
     if ended:
-        connection.execute(
-            "WITH over AS (SELECT e.id, n.at FROM unnest(%s::text[], %s::text[], %s::int[], %s::timestamptz[])"
-            " n (rule, dims, episode_no, at) JOIN scaling.episodes e USING (rule, dims, episode_no)"
-            " ORDER BY e.id FOR NO KEY UPDATE OF e)"
-            " UPDATE scaling.episodes e SET recovered_at = over.at,"
-            " state = CASE e.state WHEN 'proposed' THEN 'expired' ELSE e.state END FROM over WHERE e.id = over.id",
-            [
-                [rule for rule, _, _ in ended],
-                [dims for _, dims, _ in ended],
-                [event.episode_no for _, _, event in ended],
-                [event.at for _, _, event in ended],
-            ],
-        )
+        _end(connection, ended)
+
+
+def _end(connection: Connection, ended: Mapping[tuple[str, str, int], datetime]) -> None:
+    """Close episodes that hold their rule no longer, each at its moment; what is closed already stays as it is."""
+    connection.execute(
+        "WITH over AS (SELECT e.id, n.at FROM unnest(%s::text[], %s::text[], %s::int[], %s::timestamptz[])"
+        " n (rule, dims, episode_no, at) JOIN scaling.episodes e USING (rule, dims, episode_no)"
+        " WHERE e.recovered_at IS NULL ORDER BY e.id FOR NO KEY UPDATE OF e)"
+        " UPDATE scaling.episodes e SET recovered_at = over.at,"
+        " state = CASE e.state WHEN 'proposed' THEN 'expired' ELSE e.state END FROM over WHERE e.id = over.id",
+        [*map(list, zip(*ended, strict=True)), list(ended.values())],
+    )
 
 
 def _first_state(watch: Watch, fired: Fired) -> EpisodeState:
@@ -497,7 +500,7 @@ def acknowledge(connection: Connection, episode_id: int, by: str) -> Decision:
 
 
 def rearm(connection: Connection, rule: Rule, dims: str, by: str) -> State:
-    """Let a one-shot fire again. The latest episode's evidence keeps who did it.
+    """Let a one-shot fire again. Its episode is over by that, recovered or not, and its evidence keeps who did it.
 
     Args:
         connection: in a transaction of the first shard, in which nothing was evaluated yet.
@@ -524,6 +527,7 @@ def rearm(connection: Connection, rule: Rule, dims: str, by: str) -> State:
         raise UserError(f"{rule.name} was never evaluated of {dims!r}, so it is armed; it was evaluated of: {names}")
     state = thresholds.rearm(rule, State.from_json(found[0]), found[1])
     _write_states(connection, [_row(rule.name, dims, state)])
+    _end(connection, {(rule.name, dims, state.episode_no): found[1]})
     connection.execute(
         "UPDATE scaling.episodes SET evidence = evidence || jsonb_build_object('rearmed',"
         " jsonb_build_object('by', %s::text, 'at', %s::timestamptz)) WHERE rule = %s AND dims = %s AND episode_no = %s",

@@ -346,9 +346,10 @@ class Flapping:
 
 @dataclass(frozen=True, slots=True)
 class Rearmed:
-    """This episode no longer holds its rule, though nothing recovered: a new month began, or the rule was edited."""
+    """This episode holds its rule no longer, recovered or not: a new month began, or the rule was edited."""
 
     episode_no: int
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,7 +470,7 @@ def _judge(rule: Rule, state: State, sample: Sample, value: float) -> tuple[Stat
     if period and state.period and period > state.period:
         if rule.rearm is Rearm.PERIOD:
             if phase in (Phase.FIRED, Phase.CLEARING, Phase.LATCHED):
-                events.append(Rearmed(episode_no))
+                events.append(Rearmed(episode_no, at))
             phase, since, votes = Phase.OK, at, ()
         elif phase is Phase.PENDING:
             phase, since, votes = Phase.OK, at, ()
@@ -491,7 +492,7 @@ def _judge(rule: Rule, state: State, sample: Sample, value: float) -> tuple[Stat
             phase, since = Phase.FIRED, at
 
     if phase is Phase.LATCHED and rule.rearm is Rearm.REPEAT:
-        events.append(Rearmed(episode_no))
+        events.append(Rearmed(episode_no, at))
         phase, since, votes = Phase.OK, at, ()
     # Only an edited rule finds no breach among the votes of what is pending.
     if phase is Phase.PENDING and not any(rule.breached(each) for _, each in votes[-rule.of :]):

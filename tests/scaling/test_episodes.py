@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -16,7 +17,7 @@ from scaling.databases import Connection
 from scaling.episodes import Claim, ClaimLostError, Episode, EpisodeState, Watch
 from scaling.errors import UserError
 from scaling.samples import Sample, Status
-from scaling.thresholds import Compare, DataMissing, Fired, Phase, Rearm, Recovered, Rule
+from scaling.thresholds import Compare, DataMissing, Fired, Phase, Rearm, Rearmed, Recovered, Rule
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -25,6 +26,9 @@ NO_WAIT = timedelta(0)
 SYNC = Capability.PARALLEL_SYNC
 RULE = Rule("slow", "mean", Compare.ABOVE, 10, timedelta(hours=6), recovery=5, rearm=Rearm.REPEAT, flap_episodes=99)
 ONCE = Rule("once", "mean", Compare.ABOVE, 10, timedelta(hours=6), recovery=5)
+MONTHLY = replace(ONCE, name="monthly", rearm=Rearm.PERIOD)
+OCTOBER = 30 * 24
+"""Hours after START."""
 
 
 @contextmanager
@@ -257,16 +261,78 @@ def test_a_rearmed_one_shot_fires_again_and_its_episode_tells_who_did_it(databas
     watch = Watch(ONCE, SYNC, Mode.AUTO)
     feed(database, 20, 1, 1, 20)
     judge(database, watch)
-    assert only(database).recovered_at is not None
     with transaction(database) as connection:
         assert episodes.rearm(connection, ONCE, "", "Ann").phase is Phase.OK
         assert episodes.standings(connection)[0].state.phase is Phase.OK
         with pytest.raises(UserError, match="evaluated of: ''"):
             episodes.rearm(connection, ONCE, "shard=x", "Ann")
     assert only(database).evidence["rearmed"]["by"] == "Ann"
+    assert only(database).recovered_at == START + 2 * HOUR
     feed(database, 20, first=5)
     judge(database, watch)
     assert len(all_of(database)) == 2
+
+
+@pytest.mark.parametrize("acted", [False, True], ids=["waits", "acted on"])
+@pytest.mark.parametrize(
+    ("mode", "then"),
+    [
+        (Mode.OBSERVE, EpisodeState.OBSERVED),
+        (Mode.PROPOSE, EpisodeState.EXPIRED),
+        (Mode.AUTO, EpisodeState.APPROVED),
+    ],
+)
+def test_a_new_month_closes_the_episode_of_the_last_one(
+    database: Database, mode: Mode, then: EpisodeState, acted: bool
+) -> None:
+    watch = Watch(MONTHLY, SYNC, mode)
+    feed(database, 20)
+    judge(database, watch)
+    if acted:
+        with transaction(database) as connection:
+            episodes.approve(connection, only(database).id, "Ann")
+        assert taken(database, only(database).id) is not None
+        then = EpisodeState.ACTING
+    feed(database, 1, first=OCTOBER)
+    october = START + OCTOBER * HOUR
+    assert [each.event for each in judge(database, watch)] == [Rearmed(1, october)]
+    assert (only(database).state, only(database).recovered_at) == (then, october)
+
+
+def test_of_a_month_that_recovered_the_end_of_the_month_changes_nothing(database: Database) -> None:
+    watch = Watch(MONTHLY, SYNC, Mode.PROPOSE)
+    feed(database, 20, 1, 1)
+    feed(database, 20, first=OCTOBER)
+    judged = [each.event for each in judge(database, watch)]
+    assert [type(event) for event in judged] == [Fired, Recovered, Rearmed, Fired]
+    second, first = all_of(database)
+    assert (first.state, first.recovered_at) == (EpisodeState.EXPIRED, START + 2 * HOUR)
+    assert (second.state, second.recovered_at) == (EpisodeState.PROPOSED, None)
+    feed(database, 1, first=OCTOBER + 31 * 24)
+    judge(database, watch)
+    assert all_of(database)[0].recovered_at == START + (OCTOBER + 31 * 24) * HOUR
+    assert all_of(database)[1] == first
+
+
+def test_a_proposal_of_last_month_is_not_acted_on_in_auto(database: Database) -> None:
+    feed(database, 20)
+    judge(database, Watch(MONTHLY, SYNC, Mode.PROPOSE))
+    feed(database, 20, first=OCTOBER)
+    judge(database, Watch(MONTHLY, SYNC, Mode.AUTO))
+    assert actionable(database, Mode.AUTO) == ["monthly::2:0"]
+
+
+def test_a_one_shot_rearmed_while_it_fires_leaves_no_episode_that_looks_current(database: Database) -> None:
+    watch = Watch(ONCE, SYNC, Mode.PROPOSE)
+    feed(database, 20)
+    judge(database, watch)
+    with transaction(database) as connection:
+        state = episodes.rearm(connection, ONCE, "", "Ann")
+    assert (only(database).state, only(database).recovered_at) == (EpisodeState.EXPIRED, state.since)
+    assert only(database).evidence["rearmed"]["by"] == "Ann"
+    feed(database, 20, first=1)
+    judge(database, watch)
+    assert actionable(database, Mode.AUTO) == ["once::2:0"]
 
 
 def test_auto_takes_over_proposals_and_propose_takes_back_what_nobody_approved(database: Database) -> None:

@@ -488,6 +488,7 @@ def test_every_month_that_crosses_is_an_episode_of_a_rule_by_the_month() -> None
         (Fired, 3),
     ]
     assert not any(isinstance(event, Recovered) for event in events)
+    assert [event.at for event in events if isinstance(event, Rearmed)] == [at(28 * DAY), at(2 * 28 * DAY)]
 
 
 @pytest.mark.parametrize(
@@ -511,7 +512,7 @@ def test_a_gauge_is_judged_by_the_month_of_its_moment() -> None:
     rule = a_rule(rearm=Rearm.PERIOD, no_data_after=timedelta(days=99))
     samples = [ok(0, 11), ok(1, 8), ok(2, 8), ok(3, 11), ok(31 * DAY, 11)]
     assert phases(rule, samples) == [f, c, x, x, f]
-    assert episodes(run(rule, samples)[1])[1:3] == [Recovered(1, at(2), 8), Rearmed(1)]
+    assert episodes(run(rule, samples)[1])[1:3] == [Recovered(1, at(2), 8), Rearmed(1, at(31 * DAY))]
 
 
 def test_votes_of_a_month_end_with_it() -> None:
@@ -590,7 +591,7 @@ def test_there_is_nothing_to_rearm_where_nothing_is_held() -> None:
 
 def test_a_latched_rule_that_is_edited_to_repeat_is_armed() -> None:
     latched, _ = run(a_rule(rearm=Rearm.ONE_SHOT), hourly(11, 8, 8))
-    assert run(a_rule(), [ok(3, 11)], latched)[1] == [Rearmed(1), Fired(2, at(3), 11, ((at(3), 11),))]
+    assert run(a_rule(), [ok(3, 11)], latched)[1] == [Rearmed(1, at(3)), Fired(2, at(3), 11, ((at(3), 11),))]
 
 
 def test_an_edited_threshold_judges_what_is_remembered_anew() -> None:
