@@ -3,34 +3,39 @@
 Belongs here: running one query read-only on every shard, within its time, and what its row means. Does not: the
 queries, which are the catalogue's.
 
-A query returns one row. Its columns:
+A query is one SELECT (or WITH, VALUES) that returns one row. Its columns:
 
-- `value` in the metric's unit; NULL, or no row: there is nothing of it.
+- `value` in the metric's unit, a number; NULL, or no row: there is nothing of it.
 - `period`, optional: the month (YYYY-MM) of a figure that begins anew every month.
-- `n`, optional: how many observations it rests on; fewer than the source asks for make it partial.
-- every other column is evidence.
+- `n`, optional: how many observations it rests on, which is its weight in a mean; fewer than the source asks for make
+  it partial.
+- every other column is evidence, as Postgres writes it in JSON.
 
 Row-level security is off while it runs: Postgres then refuses a query whose rows it would hide, instead of counting
 those that are left.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 import psycopg
-from psycopg.rows import dict_row
 
 from scaling.databases import Shard
 from scaling.errors import UserError
 from scaling.samples import Sample, Status, measured
 from scaling.sources import Reach
+from scaling.sources.http import unmeasured
 
+MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
+MOST_CHARACTERS = 64 * 1024
+"""Of a row as JSON; every measurement keeps its evidence."""
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
 
 
@@ -45,6 +50,14 @@ class Across(StrEnum):
     """One sample a shard: sizes, shares of a limit."""
 
 
+class _UnmeasuredError(Exception):
+    """A shard has no figure."""
+
+    def __init__(self, status: Status, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 @dataclass(frozen=True, slots=True)
 class SqlSource:
     """One query over every shard.
@@ -52,8 +65,9 @@ class SqlSource:
     Attributes:
         query: see the module; `%(now)s`, `%(shard)s` and the names of `parameters` are its placeholders.
         across: what becomes of several shards.
-        parameters: of the query; None: it has no placeholders at all, not even those.
-        least: observations (`n`) it needs; fewer make the sample partial, none at all empty.
+        parameters: of the query; None: it has no placeholders at all, not even those, and a `%` is a `%`.
+        least: observations (`n`) it needs, of all shards together unless each is a sample; fewer make the sample
+            partial, none at all empty.
     """
 
     query: str
@@ -62,7 +76,7 @@ class SqlSource:
     least: int = 0
 
     def read(self, metric: str, reach: Reach) -> tuple[Sample, ...]:
-        """Ask every shard.
+        """Ask every shard; see `scaling.sources.Source`.
 
         Args:
             metric: the name the samples carry.
@@ -71,135 +85,236 @@ class SqlSource:
         Returns:
             One sample a shard, or one of all shards together.
         """
-        answers = {shard.name: self._ask(metric, shard, reach) for shard in reach.router.shards()}
+        answers = [(shard.name, self._ask(metric, shard, reach)) for shard in reach.router.shards()]
         if self.across is Across.EACH:
-            return tuple(answers.values())
-        return (self._together(metric, answers, reach.now),)
+            return tuple(self._enough(sample, reach) for _, sample in answers)
+        together = answers[0][1] if len(answers) == 1 else self._together(metric, answers, reach)
+        return (self._enough(together, reach),)
 
     def describe(self) -> str:
         """The query, and how shards are put together."""
-        how = {Across.SUM: "sum of all shards", Across.MEAN: "mean of all shards", Across.EACH: "each shard"}
-        return f"SQL, {how[self.across]}: {' '.join(self.query.split())}"
+        how = {
+            Across.SUM: "sum of all shards",
+            Across.MEAN: "mean of all shards, weighted by n",
+            Across.EACH: "each shard",
+        }
+        least = f", at least {self.least} observations" if self.least else ""
+        return f"SQL, {how[self.across]}{least}: {' '.join(self.query.split())}"
 
     def _ask(self, metric: str, shard: Shard, reach: Reach) -> Sample:
         dims = f"shard={shard.name}" if self.across is Across.EACH else ""
-        evidence: dict[str, Any] = {"query_sha256": hashlib.sha256(self.query.encode()).hexdigest()}
+        evidence: dict[str, Any] = {"query_sha256": self._sha256()}
         try:
-            row = self._row(shard, reach)
-        except MISSING as error:
-            said = error.diag.message_primary or "something it names does not exist"
-            return self._without(
-                metric,
-                dims,
-                reach.now,
-                Status.EMPTY,
-                evidence,
-                f"{said}; name your own table with sql = '…' of [{metric}] in SCALING_CATALOGUE_FILE",
-            )
-        except psycopg.errors.InsufficientPrivilege as error:
-            return self._without(metric, dims, reach.now, Status.ERROR, evidence, _refused(error))
-        except psycopg.errors.QueryCanceled:
-            seconds = reach.settings.scaling_source_timeout_seconds
-            said = f"the query took longer than {seconds:g} s (SCALING_SOURCE_TIMEOUT_SECONDS)"
-            return self._without(metric, dims, reach.now, Status.ERROR, evidence, said)
-        except UserError as error:
-            return self._without(metric, dims, reach.now, Status.ERROR, evidence, str(error))
-        except psycopg.Error as error:
-            # Postgres quotes values in some messages; the condition's name tells enough.
-            said = f"the query failed: {type(error).__name__} (SQLSTATE {error.sqlstate or 'none'})"
-            return self._without(metric, dims, reach.now, Status.ERROR, evidence, said)
-        return self._sample(metric, dims, reach.now, row, evidence)
+            row = _parsed(self._rows(metric, shard, reach))
+            evidence = {**{name: each for name, each in row.items() if name not in ("value", "period")}, **evidence}
+            value, period = _value(row), _period(row)
+        except _UnmeasuredError as error:
+            return _without(metric, reach, error.status, str(error), evidence, dims=dims)
+        if value is None:
+            return _without(metric, reach, Status.EMPTY, "the query returned NULL", evidence, dims=dims, period=period)
+        return measured(metric, reach.now, value, dims=dims, period=period, evidence=evidence)
 
-    def _row(self, shard: Shard, reach: Reach) -> Mapping[str, Any] | None:
+    def _sha256(self) -> str:
+        return hashlib.sha256(self.query.encode()).hexdigest()
+
+    def _rows(self, metric: str, shard: Shard, reach: Reach) -> Sequence[str]:
+        limit, began = reach.settings.scaling_source_timeout_seconds, time.monotonic()
+        try:
+            return self._run(shard, reach)
+        except MISSING as error:
+            remedy = f"name your own table with sql = '…' of [{metric}] in SCALING_CATALOGUE_FILE"
+            sentence = f"{_safe_words(error) or 'something the query names does not exist'}; {remedy}"
+            raise _UnmeasuredError(Status.EMPTY, sentence) from None
+        except psycopg.errors.InsufficientPrivilege as error:
+            sentence = _refused(error)
+        except psycopg.errors.QueryCanceled:
+            if time.monotonic() - began < limit:
+                sentence = "somebody cancelled the query"
+            else:
+                sentence = f"the query took longer than {limit:g} s (SCALING_SOURCE_TIMEOUT_SECONDS)"
+        except UserError as error:
+            sentence = str(error)
+        except psycopg.Error as error:
+            words = _safe_words(error)
+            sentence = f"the query failed: {type(error).__name__} (SQLSTATE {error.sqlstate or 'none'})"
+            sentence += f", {words}" if words else ""
+        raise _UnmeasuredError(Status.ERROR, sentence)
+
+    def _run(self, shard: Shard, reach: Reach) -> Sequence[str]:
+        rows: list[str] = []
         with shard.transaction() as connection:
             connection.execute("SET TRANSACTION READ ONLY")
+            milliseconds = math.ceil(reach.settings.scaling_source_timeout_seconds * 1000)  # 0 would be no limit
             connection.execute(
                 "SELECT set_config('statement_timeout', %s, true), set_config('row_security', 'off', true),"
                 " set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true)",
-                [f"{round(reach.settings.scaling_source_timeout_seconds * 1000)}ms"],
+                [f"{milliseconds}ms"],
             )
             values = None
             if self.parameters is not None:
                 values = {**self.parameters, "now": reach.now, "shard": shard.name}
-            with connection.cursor(row_factory=dict_row) as cursor:
-                # Binary results need the extended protocol, in which a query is one statement: none can end the
-                # read-only transaction.
-                cursor.execute(self.query.encode(), values, binary=True)
-                return cursor.fetchone() if cursor.description else None
+            # Inside a FROM it can only be a query: not COMMIT, SET or COPY. Binary results need the extended protocol,
+            # which takes one statement only: none can follow a parenthesis that closes early.
+            text = (
+                f"SELECT left(pg_catalog.to_jsonb(only_row.*)::text, {MOST_CHARACTERS + 1})"  # noqa: S608 - the catalogue's
+                f" FROM (\n{self.query.strip().removesuffix(';')}\n) AS only_row LIMIT 2"
+            )
+            cursor = connection.execute(text.encode(), values, binary=True, prepare=False)
+            rows = [row for (row,) in cursor.fetchall()]
+            # Settings that functions of the query made for the session go with the transaction.
+            raise psycopg.Rollback
+        return rows
 
-    def _sample(
-        self, metric: str, dims: str, at: datetime, row: Mapping[str, Any] | None, evidence: dict[str, Any]
-    ) -> Sample:
-        if row is None:
-            return self._without(metric, dims, at, Status.EMPTY, evidence, "the query returned no row")
-        if "value" not in row:
-            return self._without(metric, dims, at, Status.ERROR, evidence, "the query has no column named value")
-        evidence |= {name: _json(value) for name, value in row.items() if name not in ("value", "period")}
-        count = row.get("n")
-        if self.least and not count:
-            return self._without(metric, dims, at, Status.EMPTY, evidence, "there was nothing to measure")
-        if count is not None and count < self.least:
-            said = f"rests on {count} observations; it takes {self.least}"
-            return self._without(metric, dims, at, Status.PARTIAL, evidence, said)
-        value = row["value"]
-        if value is None:
-            return self._without(metric, dims, at, Status.EMPTY, evidence, "the query returned NULL")
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-            said = f"the query's value is no number but {type(value).__name__}"
-            return self._without(metric, dims, at, Status.ERROR, evidence, said)
-        return measured(metric, at, float(value), dims=dims, period=str(row.get("period") or ""), evidence=evidence)
+    def _enough(self, sample: Sample, reach: Reach) -> Sample:
+        """The sample, unless it rests on too little."""
+        if not self.least or sample.status not in (Status.OK, Status.EMPTY):
+            return sample
+        if "n" not in sample.evidence:
+            if sample.status is Status.EMPTY:
+                return sample
+            sentence = f"the query has no column named n, and it takes {self.least} observations"
+            return _instead(sample, reach, Status.ERROR, sentence)
+        count = sample.evidence["n"] or 0
+        if count == 0:
+            return _instead(sample, reach, Status.EMPTY, "there was nothing to measure")
+        if count < self.least:
+            return _instead(sample, reach, Status.PARTIAL, f"rests on {count} observations; it takes {self.least}")
+        return sample
 
-    def _without(
-        self, metric: str, dims: str, at: datetime, status: Status, evidence: Mapping[str, Any], said: str
-    ) -> Sample:
-        key = "error" if status is Status.ERROR else "reason"
-        return Sample(metric, at, None, status, dims, "", {**evidence, key: said})
-
-    def _together(self, metric: str, answers: Mapping[str, Sample], at: datetime) -> Sample:
-        if len(answers) == 1:
-            (only,) = answers.values()
-            return only
-        evidence = {
+    def _together(self, metric: str, answers: Sequence[tuple[str, Sample]], reach: Reach) -> Sample:
+        evidence: dict[str, Any] = {
             "shards": {
-                name: {"status": each.status.value, "value": each.value, **each.evidence}
-                for name, each in answers.items()
-            }
+                name: {
+                    **{key: each for key, each in sample.evidence.items() if key != "query_sha256"},
+                    "status": sample.status.value,
+                    "value": sample.value,
+                    "period": sample.period,
+                }
+                for name, sample in answers
+            },
+            "query_sha256": self._sha256(),
         }
-        statuses = {each.status for each in answers.values()}
-        if Status.ERROR in statuses:
-            return self._without(metric, "", at, Status.ERROR, evidence, "a shard did not answer")
-        if statuses == {Status.EMPTY}:
-            return self._without(metric, "", at, Status.EMPTY, evidence, "no shard has anything of it")
-        counts = [float(each.evidence.get("n") or 0) for each in answers.values()]
+        failed = [
+            f"shard {name}: {sample.evidence['error']}" for name, sample in answers if sample.status is Status.ERROR
+        ]
+        if failed:
+            return _without(metric, reach, Status.ERROR, "; ".join(failed), evidence)
+        if all("n" in sample.evidence for _, sample in answers):
+            evidence["n"] = sum(sample.evidence["n"] or 0 for _, sample in answers)
         if self.across is Across.MEAN:
-            known = [
-                (each.value, n) for each, n in zip(answers.values(), counts, strict=True) if each.value is not None
-            ]
-            if not known or not sum(n for _, n in known):
-                return self._without(metric, "", at, Status.PARTIAL, evidence, "no shard has enough of it")
-            total = sum(value * n for value, n in known) / sum(n for _, n in known)
-            return measured(metric, at, total, evidence=evidence)
-        if statuses != {Status.OK}:
-            return self._without(metric, "", at, Status.PARTIAL, evidence, "some shards have nothing of it")
-        values = [each.value for each in answers.values() if each.value is not None]
-        period = next(each.period for each in answers.values())
-        return measured(metric, at, sum(values), period=period, evidence=evidence)
+            # Where nothing was observed there is nothing to weigh.
+            answers = [(name, sample) for name, sample in answers if sample.evidence.get("n", 1)]
+        figures = [(sample.value, sample) for _, sample in answers if sample.value is not None]
+        if not figures:
+            return _without(metric, reach, Status.EMPTY, "no shard has anything of it", evidence)
+        if len(figures) < len(answers):
+            lacking = ", ".join(name for name, sample in answers if sample.value is None)
+            return _without(metric, reach, Status.PARTIAL, f"there is nothing of it on shard {lacking}", evidence)
+        periods = sorted({sample.period for _, sample in figures})
+        if len(periods) > 1:
+            sentence = f"shards are of different periods ({', '.join(each or 'none' for each in periods)})"
+            return _without(metric, reach, Status.PARTIAL, sentence, evidence)
+        if self.across is Across.SUM:
+            total = math.fsum(value for value, _ in figures)
+            return measured(metric, reach.now, total, period=periods[0], evidence=evidence)
+        if "n" not in evidence:
+            sentence = "a mean of several shards takes a column named n"
+            return _without(metric, reach, Status.ERROR, sentence, evidence)
+        weighted = math.fsum(value * sample.evidence["n"] for value, sample in figures)
+        return measured(metric, reach.now, weighted / evidence["n"], period=periods[0], evidence=evidence)
+
+
+def _without(
+    metric: str,
+    reach: Reach,
+    status: Status,
+    sentence: str,
+    evidence: Mapping[str, Any],
+    *,
+    dims: str = "",
+    period: str = "",
+) -> Sample:
+    key = "error" if status is Status.ERROR else "note"
+    return unmeasured(metric, reach, status, sentence, evidence, dims=dims, period=period, key=key)
+
+
+def _instead(sample: Sample, reach: Reach, status: Status, sentence: str) -> Sample:
+    return _without(sample.metric, reach, status, sentence, sample.evidence, dims=sample.dims, period=sample.period)
+
+
+def _parsed(rows: Sequence[str]) -> Mapping[str, Any]:
+    if not rows:
+        raise _UnmeasuredError(Status.EMPTY, "the query returned no row")
+    if len(rows) > 1:
+        raise _UnmeasuredError(Status.ERROR, "the query returned more than one row")
+    if len(rows[0]) > MOST_CHARACTERS:
+        raise _UnmeasuredError(Status.ERROR, f"the query's row is longer than {MOST_CHARACTERS} characters of JSON")
+    try:
+        row: Mapping[str, Any] = json.loads(rows[0], parse_int=_number, parse_float=_number)
+    except (ValueError, RecursionError) as error:
+        sentence = f"the query's row cannot be read as JSON ({type(error).__name__})"
+        raise _UnmeasuredError(Status.ERROR, sentence) from None
+    if "value" not in row:
+        raise _UnmeasuredError(Status.ERROR, "the query has no column named value")
+    return row
+
+
+def _number(text: str) -> int | float | str:
+    """Read a number of JSON; one that no float can hold stays text."""
+    number = float(text)
+    if not math.isfinite(number):
+        return text
+    return number if "." in text else int(text)
+
+
+def _value(row: Mapping[str, Any]) -> float | None:
+    count = row.get("n")
+    if count is not None and not (_is_number(count) and count >= 0):
+        raise _UnmeasuredError(Status.ERROR, "the query's n is no number of observations")
+    value = row["value"]
+    if value is None:
+        return None
+    if not _is_number(value):
+        kind = {bool: "a boolean", str: "text", list: "an array", dict: "an object"}.get(type(value), "something else")
+        # Postgres has no JSON number for these.
+        kind = value if value in ("NaN", "Infinity", "-Infinity") else kind
+        raise _UnmeasuredError(Status.ERROR, f"the query's value is no number but {kind}")
+    return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _period(row: Mapping[str, Any]) -> str:
+    period = row.get("period")
+    if period is None:
+        return ""
+    if not isinstance(period, str) or MONTH.fullmatch(period) is None:
+        raise _UnmeasuredError(Status.ERROR, "the query's period is no month (YYYY-MM)")
+    return period
+
+
+def _safe_words(error: psycopg.Error) -> str:
+    """What an error says, where it can only quote the query; elsewhere messages quote values of rows."""
+    if error.sqlstate is None:
+        # Of psycopg itself: DataError quotes values, ProgrammingError names placeholders.
+        return str(error) if isinstance(error, psycopg.ProgrammingError) else ""
+    # Classes 42 and 3F are syntax and names; a position means that Postgres points at the query's own text.
+    if error.sqlstate.startswith(("42", "3F")) and error.diag.statement_position:
+        return error.diag.message_primary or ""
+    return ""
 
 
 def _refused(error: psycopg.errors.InsufficientPrivilege) -> str:
-    said = error.diag.message_primary or "permission denied"
-    if "row-level security" in said:
-        return f"{said}, so rows would be missing; ALTER ROLE … BYPASSRLS for the role of DATABASE_URL"
-    return f"{said}; GRANT it (USAGE on the schema, SELECT on the table) to the role of DATABASE_URL"
-
-
-def _json(value: object) -> object:
-    match value:
-        case Decimal():
-            return float(value)
-        case datetime() | date():
-            return value.isoformat()
-        case UUID():
-            return str(value)
+    # Functions can raise this condition with words of their own, and words are translated: the place in the source of
+    # Postgres tells what it is.
+    match error.diag.source_function:
+        case "check_enable_rls":
+            said = error.diag.message_primary
+            return f"{said}, so rows would be missing; ALTER ROLE … BYPASSRLS for the role of DATABASE_URL"
+        case "aclcheck_error":
+            said = error.diag.message_primary
         case _:
-            return value
+            said = "the query lacks a privilege"
+    return f"{said}; GRANT it (USAGE on the schema, SELECT on the table) to the role of DATABASE_URL"
