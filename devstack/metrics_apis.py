@@ -53,7 +53,8 @@ class Figures:
         organization: of Supabase.
         disk: use of the project's disk.
         poolers: of the project.
-        vercel: points of the metrics query, whatever the metric; those within the asked range are answered.
+        vercel: points of the metrics query, whatever the metric; those within the asked range that begin one of the
+            asked buckets are answered.
         charges: of the team, FOCUS rows; those of the asked range are answered.
         costs: results of the cost report by day.
         usage_days: results of the usage report by day.
@@ -272,7 +273,11 @@ class _Api:
         if body["scope"]["ownerId"] != TEAM:
             return _vercel_error(403, "forbidden", "Not authorized")
         start, end = (datetime.fromisoformat(body["timeRange"][key]) for key in ("start", "end"))
-        series = [each for each in self.served.figures.vercel if start <= _moment(each["timestamp"]) < end]
+        series = [
+            each
+            for each in self.served.figures.vercel
+            if start <= (at := _moment(each["timestamp"])) < end and at.timestamp() % body["bucketSeconds"] == 0
+        ]
         return JSONResponse({"series": series, "summary": [], "meta": {"statistics": {}, "sources": []}})
 
     async def charges(self, request: Request) -> Response:
@@ -461,7 +466,7 @@ def plausible(now: datetime) -> Figures:
     hours = [today + timedelta(hours=hour) for hour in range(24) if today + timedelta(hours=hour) <= now]
     spent = usage("claude-haiku-4-5", 120_000, read=800_000, write_5m=40_000, write_1h=5_000, out=60_000)
     five = timedelta(minutes=5)
-    buckets = [now.replace(minute=now.minute // 5 * 5, second=0, microsecond=0) - five * n for n in range(1, 25)]
+    minutes = [now.replace(second=0, microsecond=0) - timedelta(minutes=n) for n in range(180, 0, -1)]
     return Figures(
         exposition=(
             "# TYPE pg_stat_database_num_backends gauge\n"
@@ -483,7 +488,8 @@ def plausible(now: datetime) -> Figures:
         },
         poolers=[pooler()],
         vercel=[
-            {"timestamp": _rfc(at), "dimensions": {}, "values": {"value": 40.0 + at.minute}} for at in sorted(buckets)
+            {"timestamp": _rfc(at), "dimensions": {"route": "/api/tasks"}, "values": {"value": 40.0 + at.minute}}
+            for at in minutes
         ],
         charges=[charge(today - n * DAY, 4.0) for n in range(1, 40)],
         costs={day: [cost("1234.5")] for day in month},

@@ -94,7 +94,7 @@ def scaling_data_health(scaling: ScalingResource) -> Iterator[dg.MaterializeResu
     source fires nothing and ends nothing; the check turns yellow instead.
     """
     with failing_with_a_sentence(), scaling.first_shard() as connection:
-        newest = samples.newest(connection)
+        newest = [series.newest for series in samples.series(connection)]
     now = datetime.now(UTC)
     sick = [sample for sample in newest if sample.status in SICK]
     counted = Counter(sample.status for sample in newest)

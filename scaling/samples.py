@@ -61,6 +61,21 @@ class Sample:
             raise ValueError(f"a sample of {self.metric} is finite and not negative, or it is an error")
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What is known of one metric and one thing it was measured of.
+
+    Attributes:
+        newest: sample, whatever its status.
+        last_ok: when the newest sample that was ok was measured; None: none ever was.
+        first: when it was measured first, of what is kept.
+    """
+
+    newest: Sample
+    last_ok: datetime | None
+    first: datetime
+
+
 def measured(
     metric: str,
     at: datetime,
@@ -132,17 +147,52 @@ def history(
     return [_sample(row) for row in rows]
 
 
-def newest(connection: Connection) -> list[Sample]:
-    """Read the newest sample of every metric and what it was measured of, whatever its status.
+_SERIES = """
+WITH RECURSIVE series AS (
+    (SELECT metric, dims FROM scaling.samples ORDER BY metric, dims LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM series, LATERAL (
+        SELECT x.metric, x.dims FROM scaling.samples x WHERE (x.metric, x.dims) > (series.metric, series.dims)
+        ORDER BY x.metric, x.dims LIMIT 1) following
+)
+SELECT n.*,
+    (SELECT at FROM scaling.samples x WHERE x.metric = s.metric AND x.dims = s.dims AND x.status = 'ok'
+     ORDER BY at DESC LIMIT 1),
+    (SELECT at FROM scaling.samples x WHERE x.metric = s.metric AND x.dims = s.dims ORDER BY at LIMIT 1)
+FROM series s, LATERAL (
+    SELECT metric, at, value, status, dims, period, evidence FROM scaling.samples x
+    WHERE x.metric = s.metric AND x.dims = s.dims ORDER BY at DESC LIMIT 1) n
+ORDER BY s.metric, s.dims
+"""
+
+
+def series(connection: Connection) -> list[Series]:
+    """Read what is known of every metric and what it was measured of.
 
     Args:
         connection: in a transaction.
+
+    Returns:
+        By metric and dims.
     """
-    rows = connection.execute(
-        "SELECT DISTINCT ON (metric, dims) metric, at, value, status, dims, period, evidence FROM scaling.samples"
-        " ORDER BY metric, dims, at DESC"
-    ).fetchall()
-    return [_sample(row) for row in rows]
+    return [Series(_sample(row[:7]), row[7], row[8]) for row in connection.execute(_SERIES)]
+
+
+def forget(connection: Connection, *, before: datetime) -> int:
+    """Delete what is older than anybody asks for; the newest of each series stays, so that its age can be told.
+
+    Args:
+        connection: in a transaction.
+        before: the moment before which samples go.
+
+    Returns:
+        How many went.
+    """
+    return connection.execute(
+        "DELETE FROM scaling.samples s WHERE at < %(before)s AND EXISTS (SELECT FROM scaling.samples newer"
+        " WHERE newer.metric = s.metric AND newer.dims = s.dims AND newer.at > s.at)",
+        {"before": before},
+    ).rowcount
 
 
 def _sample(row: tuple[Any, ...]) -> Sample:

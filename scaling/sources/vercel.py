@@ -78,7 +78,7 @@ class VercelMetrics:
     Attributes:
         name: the metric, like ``vercel.function_invocation.count``.
         aggregation: within a bucket and over what is grouped, like ``sum`` or ``p95``.
-        reduce: makes one figure of the buckets.
+        reduce: makes one figure of the buckets; ``p99`` is the value that 99 % of them do not exceed.
         window: that long, up to the last whole bucket.
         bucket: length of one.
         group_by: dimensions that tell the samples apart, like ``route``.
@@ -86,11 +86,12 @@ class VercelMetrics:
         empty_is: what a bucket without a value means; ``zero`` only for counters of events.
         coverage: with ``missing``, at least this share of the buckets must have values.
         max_age: a newest bucket that ended longer ago is stale.
+        divide_by: brings Vercel's unit to the metric's.
     """
 
     name: str
     aggregation: str
-    reduce: Literal["sum", "max", "mean"]
+    reduce: Literal["sum", "max", "mean", "p99"]
     window: timedelta = timedelta(hours=1)
     bucket: timedelta = timedelta(minutes=5)
     group_by: tuple[str, ...] = ()
@@ -98,12 +99,14 @@ class VercelMetrics:
     empty_is: Literal["missing", "zero"] = "missing"
     coverage: float = 0.5
     max_age: timedelta = timedelta(minutes=30)
+    divide_by: float = 1.0
 
     def describe(self) -> str:
         """What is asked of whom, in words for people."""
         by = f" by {', '.join(self.group_by)}" if self.group_by else ""
         where = f" where {self.where}" if self.where else ""
-        return f"Vercel: {self.reduce} of {self.aggregation} of {self.name}{by}{where}, over {self.window}"
+        by_what = f" / {self.divide_by:g}" if self.divide_by != 1 else ""
+        return f"Vercel: {self.reduce} of {self.aggregation} of {self.name}{by_what}{by}{where}, over {self.window}"
 
     def read(self, metric: str, reach: Reach) -> tuple[Sample, ...]:
         """Send the query once; see `scaling.sources.Source`."""
@@ -151,9 +154,18 @@ class VercelMetrics:
         values = list(known.values())
         if self.empty_is == "zero":
             values += [0.0] * max(0, buckets - len(values))
-        total = math.fsum(values)
-        figure = total if self.reduce == "sum" else max(values) if self.reduce == "max" else total / len(values)
-        return measured(metric, reach.now, figure, dims=dims, evidence=evidence)
+        return measured(metric, reach.now, self._reduced(values) / self.divide_by, dims=dims, evidence=evidence)
+
+    def _reduced(self, values: Sequence[float]) -> float:
+        match self.reduce:
+            case "sum":
+                return math.fsum(values)
+            case "max":
+                return max(values)
+            case "mean":
+                return math.fsum(values) / len(values)
+            case "p99":
+                return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
     def _request(self, reach: Reach, start: datetime, end: datetime) -> Request:
         settings = reach.settings
