@@ -1,27 +1,16 @@
 """The pictures of a day of syncing, as PNG.
 
-Belongs here: drawing a `DayReport`. Does not: its numbers (`sync_pipeline.report`), where the pictures are shown.
-
-Dagster keeps a picture within the event of its materialization, so each stays below 20 kB. They are drawn on white,
-with dark text, which reads the same on Dagster's dark and light pages. Nothing global is touched, neither
-pyplot nor rcParams.
+Belongs here: drawing a `DayReport`. Does not: its numbers (`sync_pipeline.report`), the style of the pictures
+(`scaling.pictures`), where they are shown.
 """
 
-import io
-from collections.abc import Sequence
-
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image
 
+from scaling.pictures import ACCENT, BAD, GOOD, GRID, MUTED, OTHER, new_figure, nothing, png
 from sync_pipeline.report import NO_BOUND_SECONDS, DayReport
 from sync_pipeline.tally import TOKEN_REFRESH
 
-WIDTH, HEIGHT, DPI = 6.4, 2.9, 100
-TEXT, MUTED, GRID = "#23272f", "#667085", "#e4e7ec"
-GOOD, BAD, ACCENT, OTHER = "#2e7d5b", "#c2410c", "#1d4ed8", "#b5bcc8"
 OUTCOMES_SHOWN = 6
 ANSWERS = {
     "2xx": GOOD,
@@ -52,7 +41,7 @@ def draw(report: DayReport) -> dict[str, bytes]:
 
 
 def _calls(report: DayReport) -> bytes:
-    figure, (axes,) = _figure(f"Calls to Google on {report.day}: {report.api_calls:,} counted against the quota")
+    figure, (axes,) = new_figure(f"Calls to Google on {report.day}: {report.api_calls:,} counted against the quota")
     methods = sorted({method for method, _ in report.calls}, key=lambda method: _calls_of(report, method))
     outcomes: dict[str, dict[str, int]] = {}
     for (method, outcome), calls in report.calls.items():
@@ -83,8 +72,8 @@ def _calls(report: DayReport) -> bytes:
     if methods:
         _legend(axes)
     else:
-        _nothing(axes, "no call was made")
-    return _png(figure)
+        nothing(axes, "no call was made")
+    return png(figure)
 
 
 def _calls_of(report: DayReport, method: str) -> int:
@@ -94,7 +83,7 @@ def _calls_of(report: DayReport, method: str) -> int:
 def _savings(report: DayReport) -> bytes:
     saved = report.numbers().get("saved_share")
     title = f"{saved:.1%} fewer calls than polling every 2 minutes" if saved is not None else "Calls by hour"
-    figure, (axes,) = _figure(title)
+    figure, (axes,) = new_figure(title)
     hours = [hour.hour for hour in report.hours]
     axes.bar(hours, [hour.api_calls for hour in report.hours], color=GOOD, width=0.7, label="calls made")
     axes.hlines(
@@ -113,8 +102,8 @@ def _savings(report: DayReport) -> bytes:
     if hours:
         _legend(axes)
     else:
-        _nothing(axes, "no run started")
-    return _png(figure)
+        nothing(axes, "no run started")
+    return png(figure)
 
 
 def _freshness(report: DayReport) -> bytes:
@@ -124,7 +113,7 @@ def _freshness(report: DayReport) -> bytes:
         if p50 is not None and p95 is not None
         else "Age of changes when they became visible"
     )
-    figure, (axes,) = _figure(title)
+    figure, (axes,) = new_figure(title)
     bounds = sorted(report.freshness)
     labels = [_duration(bound).replace(" min", "m").replace(" ", "") for bound in bounds]
     colors = [GOOD if p95 is None or bound <= p95 else OTHER for bound in bounds]
@@ -148,14 +137,14 @@ def _freshness(report: DayReport) -> bytes:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(axis="y", color=GRID)
     if not bounds:
-        _nothing(axes, "no change was timed")
-    return _png(figure)
+        nothing(axes, "no change was timed")
+    return png(figure)
 
 
 def _failures(report: DayReport) -> bytes:
     failed = sum(hour.workspaces_failed for hour in report.hours)
     served = sum(hour.workspaces_served for hour in report.hours)
-    figure, (left, right) = _figure(
+    figure, (left, right) = new_figure(
         f"{sum(report.failures.values()):,} requests refused or unanswered; {failed:,} of {served:,} visits failed",
         columns=2,
     )
@@ -170,7 +159,7 @@ def _failures(report: DayReport) -> bytes:
     left.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     left.grid(axis="x", color=GRID)
     if not kinds:
-        _nothing(left, "none")
+        nothing(left, "none")
     right.set_title("failed workspaces, worst run of the hour", fontsize=8, color=MUTED, loc="left")
     right.bar(
         [hour.hour for hour in report.hours],
@@ -182,21 +171,7 @@ def _failures(report: DayReport) -> bytes:
     right.set_ylim(0, max([hour.most_failed_in_a_run for hour in report.hours] + [1]) * 1.1)
     right.grid(axis="y", color=GRID)
     _by_hour(right)
-    return _png(figure)
-
-
-def _figure(title: str, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=9.5, color=TEXT, x=0.012, ha="left", fontweight="bold")
-    all_axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
-    for axes in all_axes:
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8, colors=TEXT, length=0)
-        for name, spine in axes.spines.items():
-            spine.set_visible(name == "bottom")
-            spine.set_color(MUTED)
-    return figure, all_axes
+    return png(figure)
 
 
 def _by_hour(axes: Axes) -> None:
@@ -209,12 +184,6 @@ def _legend(axes: Axes) -> None:
     axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
-def _nothing(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=MUTED)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
 def _duration(seconds: int) -> str:
     if seconds > NO_BOUND_SECONDS:
         return "longer"
@@ -222,17 +191,3 @@ def _duration(seconds: int) -> str:
         if seconds >= unit:
             return f"{seconds / unit:g} {name}"
     return f"{seconds} s"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # A palette keeps a picture at a few kB; text and bars need no more colors.
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    return _with_palette(buffer.getvalue())
-
-
-def _with_palette(png: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(64).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
