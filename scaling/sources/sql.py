@@ -3,7 +3,7 @@
 Belongs here: running one query read-only on every shard, within its time, and what its row means. Does not: the
 queries, which are the catalogue's.
 
-A query is one SELECT (or WITH, VALUES) that returns one row. Its columns:
+A query is one SELECT that returns one row. Its columns:
 
 - `value` in the metric's unit, a number; NULL, or no row: there is nothing of it.
 - `period`, optional: the month (YYYY-MM) of a figure that begins anew every month.
@@ -36,6 +36,8 @@ from scaling.sources.http import unmeasured
 MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
 MOST_CHARACTERS = 64 * 1024
 """Of a row as JSON; every measurement keeps its evidence."""
+MOST_OBSERVATIONS = 2**53
+"""A float holds every count below it."""
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
 
 
@@ -159,7 +161,7 @@ class SqlSource:
                 f"SELECT left(pg_catalog.to_jsonb(only_row.*)::text, {MOST_CHARACTERS + 1})"  # noqa: S608 - the catalogue's
                 f" FROM (\n{self.query.strip().removesuffix(';')}\n) AS only_row LIMIT 2"
             )
-            cursor = connection.execute(text.encode(), values, binary=True, prepare=False)
+            cursor = connection.execute(text.encode(), values, binary=True)
             rows = [row for (row,) in cursor.fetchall()]
             # Settings that functions of the query made for the session go with the transaction.
             raise psycopg.Rollback
@@ -215,13 +217,13 @@ class SqlSource:
             sentence = f"shards are of different periods ({', '.join(each or 'none' for each in periods)})"
             return _without(metric, reach, Status.PARTIAL, sentence, evidence)
         if self.across is Across.SUM:
-            total = math.fsum(value for value, _ in figures)
+            total = sum(value for value, _ in figures)
             return measured(metric, reach.now, total, period=periods[0], evidence=evidence)
         if "n" not in evidence:
             sentence = "a mean of several shards takes a column named n"
             return _without(metric, reach, Status.ERROR, sentence, evidence)
-        weighted = math.fsum(value * sample.evidence["n"] for value, sample in figures)
-        return measured(metric, reach.now, weighted / evidence["n"], period=periods[0], evidence=evidence)
+        mean = sum(value * (sample.evidence["n"] / evidence["n"]) for value, sample in figures)
+        return measured(metric, reach.now, mean, period=periods[0], evidence=evidence)
 
 
 def _without(
@@ -269,7 +271,7 @@ def _number(text: str) -> int | float | str:
 
 def _value(row: Mapping[str, Any]) -> float | None:
     count = row.get("n")
-    if count is not None and not (_is_number(count) and count >= 0):
+    if count is not None and not (_is_number(count) and 0 <= count < MOST_OBSERVATIONS):
         raise _UnmeasuredError(Status.ERROR, "the query's n is no number of observations")
     value = row["value"]
     if value is None:
