@@ -43,13 +43,13 @@ HORIZON = timedelta(days=180)
 STALE_AFTER = timedelta(days=3)
 DRAWS = 300
 CONFIDENCE = 0.998
-"""Of the interval of the slope that must leave out zero."""
+"""Of the interval of the slope that must leave out zero. A false date is as bad as none, so it is near 1; with
+`RISE_SCATTERS` it is held against `test_flat_series_whose_days_resemble_each_other_hardly_ever_get_a_date`."""
 WIDEN = 1.8
 """By which dealt-out scatter is stretched: few days show less scatter than there is. Without, the band is too narrow
 (`test_unstretched_scatter_covers_less`)."""
 RISE_SCATTERS = 4
-"""A trend rises or falls by more than so many scatters about it; fewer are what days that resemble each other do by
-themselves (`test_flat_series_whose_days_resemble_each_other_hardly_ever_get_a_date`)."""
+"""A trend rises or falls by more than so many scatters about it."""
 STEP_SCATTERS = 4
 """A step is larger than so many scatters from one day to the next …"""
 STEP_SHARE = 0.2

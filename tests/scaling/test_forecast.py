@@ -155,12 +155,12 @@ def test_a_figure_that_is_constant_but_for_one_outlier_gets_no_date() -> None:
     assert not dated(above(daily([100.0] * 20 + [160.0] + [100.0] * 9), 200))
 
 
-@pytest.mark.parametrize("resemblance", [0.0, 0.6, 0.8])
-def test_flat_series_whose_days_resemble_each_other_hardly_ever_get_a_date(resemblance: float) -> None:
+@pytest.mark.parametrize(("resemblance", "count"), [(0.0, 100), (0.6, 100), (0.8, 500)])
+def test_flat_series_whose_days_resemble_each_other_hardly_ever_get_a_date(resemblance: float, count: int) -> None:
     random = np.random.default_rng(815)
     kind = Kind(noise=3, outliers=0.05, resemblance=resemblance)
-    found = [above(series(kind, 0, int(random.integers(12, 120)), random), 115) for _ in range(150)]
-    assert sum(map(dated, found)) <= 3
+    found = [above(series(kind, 0, int(random.integers(12, 120)), random), 115) for _ in range(count)]
+    assert sum(map(dated, found)) <= 0.01 * count
 
 
 def test_a_walk_of_small_steps_is_not_cut_at_each_of_them() -> None:
