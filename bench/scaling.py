@@ -1,7 +1,7 @@
 """The figures of the scaling thresholds: `python -m bench.scaling [--only rules …]`.
 
 Belongs here: the parts, the figures with their targets, var/bench/scaling.json and the table. Does not: the chaos
-trials (`tests.scaling.chaos`).
+trials (`tests.scaling.chaos`), the series that forecasts are tried on (`tests.scaling.trends`).
 
 A figure that could not be measured is absent. With `--only` the figures of the other parts stay as they were measured
 last. The server is disposable (no fsync).
@@ -20,21 +20,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 
-from bench.sync import Figure, Measured, below, measure, told
+from bench.sync import Figure, Measured, at_least, below, measure, told
 from devstack import postgres, saas
 from devstack.processes import CHECKOUT, VAR, Supervisor
 from scaling import episodes, migrate
 from scaling.capabilities import Capability, Mode
 from scaling.episodes import Watch
+from scaling.forecast import forecast
 from scaling.thresholds import Compare, Rule
+from tests.scaling.trends import KINDS, NOW, trend
 
 RESULTS = Path("var/bench/scaling.json")
 CHAOS_RESULTS = Path("var/bench/scaling_chaos.json")
 RULES, SHARDS, EPISODES = 1_000, 100, 10_000
 ROUNDS = 3
 CHAOS_TRIALS = 500
+TRENDS = 200
 START = datetime(2026, 9, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
@@ -137,10 +141,45 @@ def chaos() -> Measured:
     return Measured([Figure(**figure) for figure in found.pop("figures")], found)
 
 
+def eta() -> Measured:
+    """Forecasts of made-up series, against the dates on which their lines really cross."""
+    random = np.random.default_rng(1)
+    with_trend: dict[str, int] = {}
+    covered: dict[str, int] = {}
+    for name, kind in KINDS.items():
+        trends = [trend(kind, random) for _ in range(TRENDS)]
+        pairs = [
+            (each, forecast(each.samples, each.threshold, Compare.ABOVE, NOW, seed=seed))
+            for seed, each in enumerate(trends)
+        ]
+        with_trend[name] = sum(found.trend for _, found in pairs)
+        covered[name] = sum(
+            found.p10 is not None and found.p10 <= each.crossing and (found.p90 is None or each.crossing <= found.p90)
+            for each, found in pairs
+        )
+        told(f"eta, {name}: {covered[name]} of {TRENDS}, {with_trend[name]} with a date")
+    total = TRENDS * len(KINDS)
+    worst = min(covered, key=lambda name: covered[name])
+    how = (
+        f"{total:,} lines of 14 to 120 days, {TRENDS} each of {', '.join(KINDS)}: share whose p10-p90 band holds the"
+        f" true crossing; the {total - sum(with_trend.values())} without a date count as missed; the worst kind is"
+        f" {worst}, {covered[worst] / TRENDS:.2f} ({covered[worst] / with_trend[worst]:.2f} of those with a date)"
+    )
+    return Measured(
+        [at_least("eta_coverage", sum(covered.values()) / total, 0.8, how)],
+        {
+            "of_all": {name: covered[name] / TRENDS for name in KINDS},
+            "of_those_with_a_date": {name: covered[name] / with_trend[name] for name in KINDS},
+            "with_a_date": with_trend,
+        },
+    )
+
+
 PARTS: Mapping[str, Callable[[], Measured]] = {
     "rules": rules,
     "sensor": sensor,
     "chaos": chaos,
+    "eta": eta,
 }
 
 
