@@ -10,12 +10,13 @@ transaction evaluates once. Deadlines and retries go by the database's clock.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
+
+import orjson
 
 from scaling import thresholds
 from scaling.capabilities import Capability, Mode
@@ -30,6 +31,8 @@ MOST_ATTEMPTS = 3
 FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=1)
 LONGEST_ERROR = 2_000
+WRITTEN_AT_ONCE = 1_000
+"""States; as much as a socket buffers, or the database would wait for the rest until the next are judged."""
 
 
 class EpisodeState(StrEnum):
@@ -166,10 +169,11 @@ _CLAIMABLE = """(
 )"""
 _LAST = "coalesce((s.state->>'last_at')::timestamptz, '-infinity')"
 _SEEN = "coalesce((s.state->>'seen_at')::timestamptz, '-infinity')"
-# What `State.wants` wants; the first condition is the one an index serves.
+# What `State.wants` wants; the first conditions are those an index serves.
 _NEWS = f"""
-    x.metric = w.metric AND x.dims = s.dims AND x.at > {_LAST} AND (x.status = 'ok' OR x.at > {_SEEN})
-"""
+    SELECT json_agg(json_build_array(x.at, x.value, x.status, x.period) ORDER BY x.at)::text FROM scaling.samples x
+    WHERE x.metric = w.metric AND x.dims = s.dims AND x.at > {_LAST} AND (x.status = 'ok' OR x.at > {_SEEN})
+"""  # noqa: S608
 _SILENT = """
     s.state->>'missing' = 'false'
     AND coalesce(s.state->>'gap_since', s.state->>'last_at')::timestamptz <= %(now)s - w.no_data_after
@@ -219,44 +223,43 @@ def evaluate(connection: Connection, watches: Sequence[Watch], now: datetime) ->
         "now": now,
     }
     _begin(connection, arguments)
-    # The rows are locked in the order they are sorted in. A row that another evaluator held is judged as it left it.
-    locked = connection.execute(
-        f"SELECT s.rule, s.dims, s.state::text FROM {_WATCHED} JOIN scaling.rule_states s USING (rule)"  # noqa: S608
-        f" WHERE EXISTS (SELECT FROM scaling.samples x WHERE {_NEWS}) OR ({_SILENT})"
+    # The rows are locked in the order they are sorted in. Of a row that another evaluator held this has the state as
+    # that one left it, and the news of before; what of it is none any more moves nothing.
+    rows = connection.execute(
+        f"SELECT s.rule, s.dims, s.state::text, n.news FROM {_WATCHED} JOIN scaling.rule_states s USING (rule)"  # noqa: S608
+        f" CROSS JOIN LATERAL ({_NEWS}) n (news) WHERE n.news IS NOT NULL OR ({_SILENT})"
         " ORDER BY s.rule, s.dims FOR NO KEY UPDATE OF s",
         arguments,
-    ).fetchall()
-    if not locked:
-        return []
-    # Kept as text and plain rows: hundreds of thousands of live objects make the garbage collector the largest cost.
-    news: dict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
-    for name, metric, dims, at, value, status, period in connection.execute(
-        f"SELECT w.rule, w.metric, x.dims, x.at, x.value, x.status, x.period"  # noqa: S608
-        f" FROM {_WATCHED} JOIN scaling.rule_states s USING (rule) JOIN scaling.samples x ON {_NEWS} ORDER BY x.at",
-        arguments,
-    ):
-        news[name, dims].append((metric, at, value, status, dims, period))
+    )
     happened: list[Happened] = []
     moved: list[_Row] = []
-    for rule_name, dims, stored in locked:
-        rule = by_rule[rule_name].rule
-        state = before = State.from_json(json.loads(stored))
-        events: tuple[Event, ...] = ()
-        for metric, at, value, status, _, period in news.pop((rule_name, dims), ()):
-            sample = Sample(metric, at, value, Status(status), dims, period)
-            state, new = thresholds.step(rule, state, sample, now)
-            events += new
-        heard = state.gap_since or state.last_at
-        new = ()
-        if heard is not None and not state.missing and now - heard >= rule.no_data_after:
-            after, new = thresholds.silence(rule, state, now)
-            state = after if new else state
-        happened += [Happened(rule_name, dims, event) for event in (*events, *new)]
-        if state is not before and state != before:
-            moved.append(_row(rule_name, dims, state))
-    _write_states(connection, moved)
+    with connection.pipeline():  # the database writes states while the next are judged
+        for name, dims, stored, news in rows:
+            before = State.from_json(stored)
+            state, events = _judge(by_rule[name].rule, before, dims, news, now)
+            happened += [Happened(name, dims, event) for event in events]
+            if state != before:
+                moved.append(_row(name, dims, state))
+            if len(moved) == WRITTEN_AT_ONCE:
+                _write_states(connection, moved)
+                moved.clear()
+        _write_states(connection, moved)
     _write_episodes(connection, by_rule, happened)
     return happened
+
+
+def _judge(rule: Rule, state: State, dims: str, news: str | None, now: datetime) -> tuple[State, tuple[Event, ...]]:
+    events: tuple[Event, ...] = ()
+    for at, value, status, period in orjson.loads(news or "[]"):
+        figure = None if value is None else float(value)
+        sample = Sample(rule.metric, datetime.fromisoformat(at), figure, Status(status), dims, period)
+        state, new = thresholds.step(rule, state, sample, now)
+        events += new
+    heard = state.gap_since or state.last_at
+    if heard is not None and not state.missing and now - heard >= rule.no_data_after:
+        after, said = thresholds.silence(rule, state, now)
+        return (after if said else state), (*events, *said)
+    return state, events
 
 
 def standings(connection: Connection) -> list[Standing]:
@@ -265,7 +268,7 @@ def standings(connection: Connection) -> list[Standing]:
     Args:
         connection: in a transaction of the first shard.
     """
-    rows = connection.execute("SELECT rule, dims, state, changed_at FROM scaling.rule_states ORDER BY rule, dims")
+    rows = connection.execute("SELECT rule, dims, state::text, changed_at FROM scaling.rule_states ORDER BY rule, dims")
     return [Standing(rule, dims, State.from_json(state), at) for rule, dims, state, at in rows]
 
 
@@ -285,7 +288,7 @@ def _begin(connection: Connection, arguments: Mapping[str, Any]) -> None:
             [dims for _, dims, _ in new],
             [state.phase.value for state in states],
             [state.episode_no for state in states],
-            [json.dumps(state.to_json()) for state in states],
+            [state.to_json() for state in states],
         ],
     )
 
@@ -295,7 +298,7 @@ _Row = tuple[str, str, str, int, str]
 
 
 def _row(rule: str, dims: str, state: State) -> _Row:
-    return rule, dims, state.phase.value, state.episode_no, json.dumps(state.to_json())
+    return rule, dims, state.phase.value, state.episode_no, state.to_json()
 
 
 def _write_states(connection: Connection, moved: Sequence[_Row]) -> None:
@@ -305,7 +308,7 @@ def _write_states(connection: Connection, moved: Sequence[_Row]) -> None:
             "UPDATE scaling.rule_states s SET phase = n.phase, episode_no = n.episode_no, state = n.state,"
             " changed_at = CASE WHEN s.phase = n.phase THEN s.changed_at ELSE clock_timestamp() END"
             " FROM (SELECT rule, dims, phase, episode_no, state::jsonb"
-            " FROM unnest(%s::text[], %s::text[], %s::text[], %s::int[], %b::text[])"
+            " FROM unnest(%b::text[], %b::text[], %b::text[], %b::int[], %b::text[])"
             " x (rule, dims, phase, episode_no, state)) n"
             " WHERE s.rule = n.rule AND s.dims = n.dims",
             list(map(list, zip(*moved, strict=True))),
@@ -516,7 +519,8 @@ def rearm(connection: Connection, rule: Rule, dims: str, by: str) -> State:
     """
     _check_person(by)
     found = connection.execute(
-        "SELECT state, clock_timestamp() FROM scaling.rule_states WHERE rule = %s AND dims = %s FOR NO KEY UPDATE",
+        "SELECT state::text, clock_timestamp() FROM scaling.rule_states WHERE rule = %s AND dims = %s"
+        " FOR NO KEY UPDATE",
         [rule.name, dims],
     ).fetchone()
     if found is None:

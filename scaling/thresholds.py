@@ -27,12 +27,14 @@ What is decided here, and why:
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from math import isfinite
-from typing import Any, Self
+from typing import Self
+
+import orjson
 
 from scaling.errors import UserError
 from scaling.samples import Sample, Status
@@ -245,52 +247,36 @@ class State:
         newest = self.last_at if sample.status is Status.OK else self.seen_at
         return newest is None or sample.at > newest
 
-    def to_json(self) -> dict[str, Any]:
-        """The state in JSON values."""
-        return {
-            "phase": self.phase.value,
-            "since": _text(self.since),
-            "episode_no": self.episode_no,
-            "votes": [[at.isoformat(), value] for at, value in self.votes],
-            "last_at": _text(self.last_at),
-            "last_value": self.last_value,
-            "period": self.period,
-            "seen_at": _text(self.seen_at),
-            "gap": self.gap,
-            "gap_since": _text(self.gap_since),
-            "missing": self.missing,
-            "fired_at": _text(self.fired_at),
-            "fired": [at.isoformat() for at in self.fired],
-            "flapping": self.flapping,
-            "future_at": _text(self.future_at),
-            "rule_version": self.rule_version,
-        }
+    def to_json(self) -> str:
+        """The state as a JSON object of its attributes."""
+        return orjson.dumps(self).decode()
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+    def from_json(cls, stored: str) -> Self:
         """The state that `to_json` wrote.
 
         Args:
-            stored: its JSON values.
+            stored: its JSON text, spelled as whatever stores it likes.
         """
-        value = stored["last_value"]
+        values = orjson.loads(stored)
+        value = values["last_value"]
         return cls(
-            phase=Phase(stored["phase"]),
-            since=_moment(stored["since"]),
-            episode_no=stored["episode_no"],
-            votes=tuple((datetime.fromisoformat(at), float(value)) for at, value in stored["votes"]),
-            last_at=_moment(stored["last_at"]),
+            phase=Phase(values["phase"]),
+            since=_moment(values["since"]),
+            episode_no=values["episode_no"],
+            votes=tuple((datetime.fromisoformat(at), float(value)) for at, value in values["votes"]),
+            last_at=_moment(values["last_at"]),
             last_value=None if value is None else float(value),
-            period=stored["period"],
-            seen_at=_moment(stored["seen_at"]),
-            gap=stored["gap"],
-            gap_since=_moment(stored["gap_since"]),
-            missing=stored["missing"],
-            fired_at=_moment(stored["fired_at"]),
-            fired=tuple(datetime.fromisoformat(at) for at in stored["fired"]),
-            flapping=stored["flapping"],
-            future_at=_moment(stored["future_at"]),
-            rule_version=stored["rule_version"],
+            period=values["period"],
+            seen_at=_moment(values["seen_at"]),
+            gap=values["gap"],
+            gap_since=_moment(values["gap_since"]),
+            missing=values["missing"],
+            fired_at=_moment(values["fired_at"]),
+            fired=tuple(datetime.fromisoformat(at) for at in values["fired"]),
+            flapping=values["flapping"],
+            future_at=_moment(values["future_at"]),
+            rule_version=values["rule_version"],
         )
 
 
@@ -565,10 +551,6 @@ def _plain(value: object) -> object:
     if isinstance(value, timedelta):
         return value.total_seconds()
     return float(value) if isinstance(value, int | float) else value
-
-
-def _text(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
 
 
 def _moment(text: str | None) -> datetime | None:

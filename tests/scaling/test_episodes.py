@@ -52,7 +52,7 @@ def judge(
     database: Database, *watches: Watch, mode: Mode = Mode.AUTO, at: datetime | None = None
 ) -> list[episodes.Happened]:
     with transaction(database) as connection:
-        now = at or max((each.at for each in samples.newest(connection)), default=START)
+        now = at or max((each.newest.at for each in samples.series(connection)), default=START)
         return episodes.evaluate(connection, watches or [Watch(RULE, SYNC, mode)], now)
 
 
@@ -145,6 +145,56 @@ def test_what_is_not_news_is_not_written(database: Database) -> None:
     with transaction(database) as connection:
         after = dict(connection.execute(versions).fetchall())
     assert (before["a"] == after["a"], before["b"] == after["b"]) == (True, False)
+
+
+def test_every_state_is_written_in_however_many_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episodes, "WRITTEN_AT_ONCE", 2)
+    for number in range(5):
+        feed(database, 20, number, dims=f"shard={number}")
+    assert len(judge(database)) == len(all_of(database)) == 5
+    with transaction(database) as connection:
+        assert [each.state.last_value for each in episodes.standings(connection)] == [0, 1, 2, 3, 4]
+
+
+def test_a_state_that_cannot_be_written_is_an_error_and_nothing_is(database: Database) -> None:
+    feed(database, 20)
+    with transaction(database) as connection:
+        connection.execute("ALTER TABLE scaling.rule_states ADD CHECK (phase <> 'fired')")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        judge(database)
+    with transaction(database) as connection:
+        assert (episodes.standings(connection), episodes.listing(connection)) == ([], [])
+
+
+def test_figures_and_moments_come_back_from_the_database_as_they_were(database: Database) -> None:
+    figures = [20.1, 1e300, 1.7976931348623157e308, 12_345_678_901_234_567.0, 2.0**64, 5e-324]
+    feed(database, *figures)
+    with transaction(database) as connection:
+        connection.execute("SET TIME ZONE 'America/St_Johns'")
+        episodes.evaluate(connection, [Watch(replace(RULE, breaches=9, of=9))], START + 5 * HOUR)
+        [standing] = episodes.standings(connection)
+    assert standing.state.votes == tuple((START + n * HOUR, value) for n, value in enumerate(figures))
+    assert (standing.state.last_at, standing.state.last_value) == (START + 5 * HOUR, 5e-324)
+
+
+def test_who_waited_for_another_evaluator_finds_nothing_left_to_judge(database: Database) -> None:
+    feed(database, 1)
+    judge(database)
+    feed(database, 20, None, first=1)
+    found: list[list[episodes.Happened]] = []
+    with transaction(database) as first:
+        fired = episodes.evaluate(first, [Watch(RULE, SYNC, Mode.AUTO)], START + 2 * HOUR)
+        second = threading.Thread(target=lambda: found.append(judge(database)))
+        second.start()
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        with psycopg.connect(database.dsn, autocommit=True) as watcher:
+            while watcher.execute(waiting).fetchone() == (0,):
+                time.sleep(0.01)
+    second.join()
+    assert ([type(each.event) for each in fired], found) == ([Fired], [[]])
+    assert only(database).episode_no == 1
 
 
 def test_silence_is_said_once_and_acts_on_nothing(database: Database) -> None:
