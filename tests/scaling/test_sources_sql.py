@@ -451,6 +451,7 @@ def test_no_setting_is_left_to_the_next_user_of_the_connection(query: str, shard
     ("expression", "status"),
     [
         ("word::int", Status.ERROR),
+        (f"'{SECRET}'::int", Status.ERROR),
         ("word::timestamptz", Status.ERROR),
         ("word::regclass", Status.EMPTY),
         ("nextval(word)", Status.EMPTY),
