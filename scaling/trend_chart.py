@@ -189,7 +189,7 @@ def _ticks(low: float, high: float, unit_label: Callable[[float], str]) -> list[
     """Round values, in thousands or in 1,024s: whichever is written with fewer digits other than 0."""
     choices: list[list[float]] = []
     for base in (1000, 1024):
-        unit = float(base ** int(log(high, base))) if high > 1 else 1.0
+        unit = float(base) ** int(log(high, base))
         choices.append(
             [unit * float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit)]
         )

@@ -430,6 +430,13 @@ def test_one_figure_in_the_middle_of_a_month_is_not_a_fortnight_of_daily_amounts
     assert "only 1 day of amounts" in above(daily([230.0], period="2026-11"), 290).reason
 
 
+def test_the_first_hours_of_a_day_do_not_speak_for_a_whole_one() -> None:
+    samples = monthly(datetime(2026, 10, 1, tzinfo=UTC), [10.0], NOW.replace(hour=0))
+    early = NOW.replace(hour=2)
+    burst = Sample("metric", early, (samples[-1].value or 0) + 30, period="2026-11")
+    assert above([*samples, burst], 1000, early).slope_per_day == pytest.approx(10)
+
+
 def test_our_own_change_cuts_the_amounts_before_it() -> None:
     begin = datetime(2026, 11, 1, tzinfo=UTC)
     amounts = [100.0] * 12 + [10.0] * 18

@@ -3,13 +3,14 @@
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scaling.forecast import forecast
+from scaling.forecast import Forecast, forecast
 from scaling.samples import Sample, Status
 from scaling.thresholds import Compare
 from scaling.trend_chart import GAP, POINTS, _runs, _ticks, draw
@@ -138,7 +139,13 @@ def test_a_figure_of_the_month_is_a_picture_and_its_line_begins_anew() -> None:
 
 
 def test_a_long_title_and_a_long_sentence_stay_a_picture() -> None:
-    picture(of_the_month(), 1e5, title="The calls to the calendar of Google that were counted against the quota " * 3)
+    title = "The calls to the calendar of Google that were counted against the quota " * 3
+    assert threshold_row(picture(of_the_month(), 5_500, title=title)) is not None
+    wordy = Forecast(None, None, None, None, trend=False, reason="nobody can tell " * 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png = draw(title, plain, of_the_month(), 5_500, None, Compare.ABOVE, wordy, NOW)
+    assert threshold_row(Image.open(io.BytesIO(png)).convert("RGB")) is not None
 
 
 def test_a_gap_in_the_data_breaks_the_line() -> None:
@@ -158,6 +165,12 @@ def test_many_points_are_thinned_and_keep_the_level() -> None:
     assert 89 <= len(run) <= 91 <= POINTS
     assert [value for _, value, _ in run] == sorted(value for _, value, _ in run)
     assert run[-1][1] == pytest.approx(190, abs=1)
+
+
+def test_one_odd_hour_of_each_day_is_not_what_is_left_of_it() -> None:
+    odd = [replace(each, value=0.0) if each.at.hour == 3 else each for each in every_hour(90, 100, 0, 0)]
+    (run,) = _runs(odd)
+    assert {value for _, value, _ in run} == {100.0}
 
 
 def test_the_ticks_of_bytes_are_round_in_bytes_and_those_of_others_in_tens() -> None:
