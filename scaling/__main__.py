@@ -1,4 +1,4 @@
-"""Command line: ``python -m scaling settings | check | migrate | approve | acknowledge``.
+"""Command line: ``python -m scaling status | explain | measure | approve | … | settings | check | migrate``.
 
 Belongs here: arguments, tables for people, exit codes. Does not: what the commands do.
 """
@@ -10,9 +10,11 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from scaling import contract, episodes, migrate
+from scaling import console as thresholds
+from scaling import contract, migrate
 from scaling.databases import DatabaseRouter
 from scaling.errors import UserError, run_command
+from scaling.overrides import configured
 from scaling.settings import (
     ArchiveSettings,
     ArchiveSourceSettings,
@@ -50,7 +52,9 @@ def check(console: Console, needs: set[str]) -> int:
     broken = 0
     for name in sorted(needs & GROUPS.keys()):
         try:
-            load(GROUPS[name])
+            complete = load(GROUPS[name])
+            if isinstance(complete, ScalingSettings):
+                configured(complete)
             console.print(f"settings of {name}: complete")
         except UserError as error:
             broken += 1
@@ -132,29 +136,42 @@ def migrations(console: Console, *, as_sql: bool) -> int:
     return 0
 
 
-def decide(console: Console, what: str, episode: int, by: str) -> int:
-    """Approve or acknowledge an episode, and say what that changed.
-
-    Args:
-        console: where the outcome goes.
-        what: ``approve`` or ``acknowledge``.
-        episode: its number.
-        by: who decides.
-
-    Returns:
-        0, also when there was nothing to change.
-
-    Raises:
-        UserError: there is no such episode, or nobody is named.
-    """
-    decide_on = episodes.approve if what == "approve" else episodes.acknowledge
-    with (
-        DatabaseRouter.from_settings(load(DatabaseSettings), application_name=what) as router,
-        router.shards()[0].transaction() as connection,
+def parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    made = argparse.ArgumentParser(prog="python -m scaling", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True)
+    commands.add_parser("status", help="every metric: value, threshold, when it will cross, where its rule stands")
+    explaining = commands.add_parser("explain", help="all there is to know of one metric, and what to do about it")
+    explaining.add_argument("metric", help="its name, as status shows it")
+    replaying = commands.add_parser("replay", help="what a rule, or a changed one, would have done on the record")
+    replaying.add_argument("metric", help="its name, as status shows it")
+    for name, kind in (("threshold", float), ("recovery", float), ("breaches", int), ("of", int)):
+        replaying.add_argument(f"--{name}", type=kind, help=f"another {name}, in the metric's unit or in samples")
+    measuring = commands.add_parser("measure", help="measure now what is due, or what is named")
+    measuring.add_argument("metrics", nargs="*", metavar="metric", help="measured although it is not due")
+    for what, meaning in (
+        ("approve", "let the action of an episode run; its sensor starts it within half a minute"),
+        ("acknowledge", "say that somebody knows of an episode"),
     ):
-        decision = decide_on(connection, episode, by)
-    console.print(decision.sentence, soft_wrap=True)
-    return 0
+        deciding = commands.add_parser(what, help=meaning)
+        deciding.add_argument("episode", type=int, help="its number, as status shows it")
+        deciding.add_argument("--by", required=True, help="who decides, for the record")
+    rearming = commands.add_parser("rearm", help="let a rule that waits for a person fire again")
+    rearming.add_argument("metric", help="its name, as status shows it")
+    rearming.add_argument("--of", default="", help="what it is measured of, like shard=main, as status shows it")
+    rearming.add_argument("--by", required=True, help="who decides, for the record")
+    commands.add_parser("capabilities", help="what is in force, who switched it and why")
+    switching = commands.add_parser("switch", help="switch a capability by hand, from the next run on")
+    switching.add_argument("capability", help="its name, as capabilities shows it")
+    switching.add_argument("to", choices=["on", "off"])
+    switching.add_argument("--by", required=True, help="who decides, for the record")
+    switching.add_argument("--reason", required=True, help="why, in a sentence, for the record")
+    checking = commands.add_parser("check", help="check the settings, and compare the database with the data contract")
+    checking.add_argument("--only", choices=["sync", "archive"], help="the tables of one pipeline (default: all)")
+    commands.add_parser("settings", help="every setting, its default and meaning")
+    migrating = commands.add_parser("migrate", help="create or update the schemas sync, archive, scaling")
+    migrating.add_argument("--sql", action="store_true", help="print the SQL and touch no database")
+    return made
 
 
 def main() -> int:
@@ -163,31 +180,33 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m scaling", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="compare the database with the data contract")
-    checking.add_argument("--only", choices=["sync", "archive"], help="the tables of one pipeline (default: all)")
-    commands.add_parser("settings", help="every setting, its default and meaning")
-    migrating = commands.add_parser("migrate", help="create or update the schemas sync, archive, scaling")
-    migrating.add_argument("--sql", action="store_true", help="print the SQL and touch no database")
-    for what, meaning in (
-        ("approve", "let the action of an episode run; its sensor starts it within half a minute"),
-        ("acknowledge", "say that somebody knows of an episode"),
-    ):
-        deciding = commands.add_parser(what, help=meaning)
-        deciding.add_argument("episode", type=int, help="its number, as asset scaling_episodes shows it")
-        deciding.add_argument("--by", required=True, help="who decides, for the record")
-    arguments = parser.parse_args()
+    given = parser().parse_args()
     console = Console()
-    match arguments.command:
+    match given.command:
+        case "status":
+            return thresholds.status(console)
+        case "explain":
+            return thresholds.explain(console, given.metric)
+        case "replay":
+            names = ("threshold", "recovery", "breaches", "of")
+            changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+            return thresholds.replay(console, given.metric, changed)
+        case "measure":
+            return thresholds.measure_now(console, given.metrics)
+        case "approve" | "acknowledge":
+            return thresholds.decide(console, given.command, given.episode, given.by)
+        case "rearm":
+            return thresholds.rearm(console, given.metric, given.of, given.by)
+        case "capabilities":
+            return thresholds.show_capabilities(console)
+        case "switch":
+            return thresholds.switch(console, given.capability, on=given.to == "on", by=given.by, reason=given.reason)
         case "check":
-            return check(console, {arguments.only} if arguments.only else {"sync", "archive", "scaling"})
+            return check(console, {given.only} if given.only else {"sync", "archive", "scaling"})
         case "settings":
             return settings(console)
-        case "approve" | "acknowledge":
-            return decide(console, arguments.command, arguments.episode, arguments.by)
         case _:
-            return migrations(console, as_sql=arguments.sql)
+            return migrations(console, as_sql=given.sql)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,18 @@ def active(connection: Connection, settings: CapabilitySettings) -> frozenset[Ca
         connection: in a transaction of the first shard.
         settings: their modes.
     """
-    rows = connection.execute("SELECT name FROM scaling.capabilities WHERE active").fetchall()
-    switched = {name for (name,) in rows}
-    return frozenset(
-        each for each, mode in modes(settings).items() if in_force(mode, switched_on=each.value in switched)
-    )
+    on = switched(connection)
+    return frozenset(each for each, mode in modes(settings).items() if in_force(mode, switched_on=each in on))
+
+
+def switched(connection: Connection) -> frozenset[Capability]:
+    """Read which capabilities a threshold, or a person, has switched on; the mode decides whether they are in force.
+
+    Args:
+        connection: in a transaction of the first shard.
+    """
+    on = {name for (name,) in connection.execute("SELECT name FROM scaling.capabilities WHERE active")}
+    return frozenset(each for each in Capability if each.value in on)
 
 
 def switch(

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # Dagster passes the parameter to itself when it binds a sensor to its job; pinned, and no process needs to be told.
 warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `Sensor", category=dg.BetaWarning)
 
-SECONDS_BETWEEN_LOOKS = 30
 REQUESTS_PER_LOOK = 10
 EPISODES_NAMED = 5
 EPISODE_TAG = "scaling/episode"
@@ -53,14 +52,14 @@ def capability_sensor(
         job: what acts. Its op claims the episode (`episodes.claim`) before anything else.
         op: the one whose configuration has the field ``episode``, the id.
         resource: key of the resource whose method ``databases()`` opens the databases.
-        automation: whether the sensor is on from the first start.
+        automation: whether the sensor is on from the first start, and how often it looks.
     """
     status = dg.DefaultSensorStatus
 
     @dg.sensor(
         name=f"{capability.value}_sensor",
         job=job,
-        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        minimum_interval_seconds=automation.scaling_sensor_seconds,
         required_resource_keys={resource},
         default_status=status.RUNNING if automation.pipeline_autostart else status.STOPPED,
         description=f"Starts {job.name} when a threshold of {capability.value} was crossed and SCALING_"

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from scaling.assets import scaling_data_health, scaling_episodes
-from scaling.jobs import MANUAL, scaling_health_job
+from scaling.assets import scaling_data_health, scaling_episodes, scaling_forecasts, scaling_metrics
+from scaling.jobs import MANUAL, scaling_forecasts_job, scaling_metrics_job
 from scaling.resources import ScalingResource
-from scaling.schedules import scaling_health_schedule
+from scaling.schedules import schedules
 from scaling.settings import AutomationSettings, load
 
 
@@ -25,11 +25,11 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
         UserError: a setting that shapes the definitions is wrong.
     """
     return dg.Definitions(
-        assets=[scaling_episodes, scaling_data_health],
-        jobs=[scaling_health_job, *MANUAL],
-        schedules=[scaling_health_schedule(load(AutomationSettings))],
+        assets=[scaling_metrics, scaling_forecasts, scaling_episodes, scaling_data_health],
+        jobs=[scaling_metrics_job, scaling_forecasts_job, *MANUAL],
+        schedules=schedules(load(AutomationSettings)),
         resources={"scaling": ScalingResource(), **(resources or {})},
-        # A run is two short steps; a process for each would cost seconds and buys nothing.
+        # A run is a few short steps; a process for each would cost seconds and buys nothing.
         executor=dg.in_process_executor,
     )
 

@@ -17,6 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 import orjson
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 
 from scaling import thresholds
 from scaling.capabilities import Capability, Mode
@@ -31,8 +33,8 @@ MOST_ATTEMPTS = 3
 FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=1)
 LONGEST_ERROR = 2_000
-WRITTEN_AT_ONCE = 1_000
-"""States; as much as a socket buffers, or the database would wait for the rest until the next are judged."""
+RULES_AT_ONCE = 10
+"""So few that a socket buffers their states (1,000 of 0.5 kB), or the database would wait for the judging."""
 
 
 class EpisodeState(StrEnum):
@@ -216,36 +218,50 @@ def evaluate(connection: Connection, watches: Sequence[Watch], now: datetime) ->
     if len(by_rule) < len(watches):
         names = [watch.rule.name for watch in watches]
         raise UserError(f"two rules are named {next(name for name in names if names.count(name) > 1)}; rename one")
-    arguments = {
-        "rules": list(by_rule),
-        "metrics": [watch.rule.metric for watch in by_rule.values()],
-        "no_data": [watch.rule.no_data_after for watch in by_rule.values()],
-        "now": now,
-    }
-    _begin(connection, arguments)
-    # The rows are locked in the order they are sorted in. Of a row that another evaluator held this has the state as
-    # that one left it, and the news of before; what of it is none any more moves nothing.
-    rows = connection.execute(
-        f"SELECT s.rule, s.dims, s.state::text, n.news FROM {_WATCHED} JOIN scaling.rule_states s USING (rule)"  # noqa: S608
-        f" CROSS JOIN LATERAL ({_NEWS}) n (news) WHERE n.news IS NOT NULL OR ({_SILENT})"
-        " ORDER BY s.rule, s.dims FOR NO KEY UPDATE OF s",
-        arguments,
-    )
+    _begin(connection, _arguments(watches, now))
+    ordered = [by_rule[name] for name in sorted(by_rule)]
+    first, *others = [ordered[n : n + RULES_AT_ONCE] for n in range(0, len(ordered), RULES_AT_ONCE)] or [[]]
     happened: list[Happened] = []
     moved: list[_Row] = []
-    with connection.pipeline():  # the database writes states while the next are judged
-        for name, dims, stored, news in rows:
-            before = State.from_json(stored)
-            state, events = _judge(by_rule[name].rule, before, dims, news, now)
-            happened += [Happened(name, dims, event) for event in events]
-            if state != before:
-                moved.append(_row(name, dims, state))
-            if len(moved) == WRITTEN_AT_ONCE:
-                _write_states(connection, moved)
-                moved.clear()
+    with connection.pipeline():  # while a part is judged the database writes the last one and reads the next
+        coming = _with_news(connection, first, now)
+        for following in [*others, []]:
+            rows = coming.fetchall()
+            _write_states(connection, moved)
+            coming = _with_news(connection, following, now)
+            moved = []
+            for name, dims, stored, news in rows:
+                before = State.from_json(stored)
+                state, events = _judge(by_rule[name].rule, before, dims, news, now)
+                happened += [Happened(name, dims, event) for event in events]
+                if state != before:
+                    moved.append(_row(name, dims, state))
         _write_states(connection, moved)
     _write_episodes(connection, by_rule, happened)
     return happened
+
+
+def _arguments(watches: Sequence[Watch], now: datetime) -> dict[str, Any]:
+    return {
+        "rules": [watch.rule.name for watch in watches],
+        "metrics": [watch.rule.metric for watch in watches],
+        "no_data": [watch.rule.no_data_after for watch in watches],
+        "now": now,
+    }
+
+
+def _with_news(connection: Connection, watches: Sequence[Watch], now: datetime) -> Cursor[TupleRow]:
+    """Lock the states that there is news or silence of, in the order they are sorted in: by bytes, like the parts.
+
+    Of a row that another evaluator held this has the state as that one left it, and the news of before; what of it is
+    none any more moves nothing.
+    """
+    return connection.execute(
+        f"SELECT s.rule, s.dims, s.state::text, n.news FROM {_WATCHED} JOIN scaling.rule_states s USING (rule)"  # noqa: S608
+        f" CROSS JOIN LATERAL ({_NEWS}) n (news) WHERE n.news IS NOT NULL OR ({_SILENT})"
+        ' ORDER BY s.rule COLLATE "C", s.dims FOR NO KEY UPDATE OF s',
+        _arguments(watches, now),
+    )
 
 
 def _judge(rule: Rule, state: State, dims: str, news: str | None, now: datetime) -> tuple[State, tuple[Event, ...]]:
@@ -425,6 +441,20 @@ def listing(
             "capability": capability and capability.value,
             "limit": limit,
         },
+    )
+
+
+def latest(connection: Connection) -> list[Episode]:
+    """Read the latest episode of every rule and what it is measured of, by rule and dims.
+
+    Args:
+        connection: in a transaction of the first shard.
+    """
+    return _select(
+        connection,
+        "WHERE (rule, dims, episode_no) IN (SELECT rule, dims, max(episode_no) FROM scaling.episodes GROUP BY 1, 2)"
+        " ORDER BY rule, dims",
+        {},
     )
 
 

@@ -10,14 +10,22 @@ from pydantic import Field
 
 from scaling import capabilities, episodes
 from scaling.assets import MEASURED
+from scaling.overrides import configured
 from scaling.resources import ScalingResource, failing_with_a_sentence
+from scaling.settings import ScalingSettings, load
 
 TAGS = {"pipeline": "scaling"}
 
-scaling_health_job = dg.define_asset_job(
-    "scaling_health_job",
+scaling_metrics_job = dg.define_asset_job(
+    "scaling_metrics_job",
     selection=dg.AssetSelection.assets(*MEASURED),
-    description="Show episodes and the health of the data; give up actions that are silent.",
+    description="Measure what is due, judge every threshold, show episodes and the health of the data.",
+    tags=TAGS,
+)
+scaling_forecasts_job = dg.define_asset_job(
+    "scaling_forecasts_job",
+    selection=dg.AssetSelection.assets("scaling_forecasts"),
+    description="Tell when each threshold will be crossed, with pictures of the nearest.",
     tags=TAGS,
 )
 
@@ -36,6 +44,14 @@ class SwitchConfig(dg.Config):
     on: bool = Field(description="Whether it is to be on. The modes off and on of the settings hold regardless.")
     by: str = Field(min_length=1, max_length=200, description="Who decides, for the record.")
     reason: str = Field(min_length=1, max_length=2000, description="Why, in a sentence, for the record.")
+
+
+class RearmConfig(dg.Config):
+    """Which rule, and who decides."""
+
+    metric: str = Field(description="Name of the metric, as scaling_metrics shows it.")
+    of: str = Field(default="", description="What it is measured of, like shard=main; empty where it shows nothing.")
+    by: str = Field(min_length=1, max_length=200, description="Who decides, for the record.")
 
 
 @dg.op(tags=TAGS)
@@ -67,6 +83,16 @@ def switch(context: dg.OpExecutionContext, config: SwitchConfig, scaling: Scalin
     context.add_output_metadata({"capability": config.capability, "on": config.on, "changed": changed})
 
 
+@dg.op(tags=TAGS)
+def rearm(context: dg.OpExecutionContext, config: RearmConfig, scaling: ScalingResource) -> None:
+    """Let a rule that fires once fire again."""
+    with failing_with_a_sentence(), scaling.first_shard() as connection:
+        _, rule = configured(load(ScalingSettings)).judged(config.metric)
+        state = episodes.rearm(connection, rule, config.of, config.by)
+    context.log.info("%s is armed again; the next sample that breaches begins a new episode", config.metric)
+    context.add_output_metadata({"metric": config.metric, "of": config.of, "phase": state.phase.value})
+
+
 @dg.job(
     description="Approve an episode that was proposed, observed, given up or has expired. One step: say which and who.",
     tags=TAGS,
@@ -95,7 +121,17 @@ def switch_capability() -> None:
     switch()
 
 
-MANUAL = [approve_episode, acknowledge_episode, switch_capability]
+@dg.job(
+    description="Let a rule that fires once, and has, fire again: one step, say which metric and who. The episode it "
+    "had ends with it.",
+    tags=TAGS,
+)
+def rearm_rule() -> None:
+    """One decision."""
+    rearm()
+
+
+MANUAL = [approve_episode, acknowledge_episode, switch_capability, rearm_rule]
 
 
 def _show(context: dg.OpExecutionContext, decision: episodes.Decision) -> None:

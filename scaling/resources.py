@@ -5,12 +5,15 @@ Belongs here: Dagster code that is the same in every pipeline. Does not: anythin
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import dagster as dg
+import httpx
 
 from scaling.databases import Connection, DatabaseRouter
 from scaling.errors import UserError
-from scaling.settings import DatabaseSettings, load
+from scaling.settings import DatabaseSettings, ScalingSettings, load
+from scaling.sources import Reach
 
 
 @contextmanager
@@ -55,3 +58,17 @@ class ScalingResource(dg.ConfigurableResource[None]):
         """
         with databases("scaling") as router, router.shards()[0].transaction() as connection:
             yield connection
+
+    @contextmanager
+    def reach(self, settings: ScalingSettings, now: datetime) -> Iterator[Reach]:
+        """Open what a measurement needs.
+
+        Args:
+            settings: credentials, endpoints and time limits.
+            now: the moment of the measurement.
+
+        Raises:
+            UserError: a setting of the database is missing or wrong.
+        """
+        with databases("scaling") as router, httpx.Client() as client:
+            yield Reach(router, client, settings, now)

@@ -1,29 +1,41 @@
-"""Schedules: when episodes and data are looked at.
+"""Schedules: when the metrics are measured, and when their thresholds are forecast.
 
-Belongs here: the hourly schedule. Does not: what is looked at (`scaling.assets`).
+Belongs here: the hourly and the daily schedule. Does not: what is measured (`scaling.catalogue`).
 https://docs.dagster.io/guides/automate/schedules
 """
 
 import dagster as dg
 
-from scaling.jobs import scaling_health_job
+from scaling.jobs import scaling_forecasts_job, scaling_metrics_job
 from scaling.settings import AutomationSettings
 
-CRON = "7 * * * *"
+HOURLY = "7 * * * *"
+DAILY = "20 0 * * *"
 
 
-def scaling_health_schedule(automation: AutomationSettings) -> dg.ScheduleDefinition:
-    """Look every hour.
+def schedules(automation: AutomationSettings) -> list[dg.ScheduleDefinition]:
+    """Measure every hour, forecast every day.
 
     Args:
-        automation: whether it is on from the first start.
+        automation: whether they are on from the first start.
     """
     status = dg.DefaultScheduleStatus
-    return dg.ScheduleDefinition(
-        name="scaling_health_schedule",
-        job=scaling_health_job,
-        cron_schedule=CRON,
-        execution_timezone="UTC",
-        default_status=status.RUNNING if automation.pipeline_autostart else status.STOPPED,
-        description="Every hour: show episodes and the health of the data, give up actions that are silent.",
-    )
+    on = status.RUNNING if automation.pipeline_autostart else status.STOPPED
+    return [
+        dg.ScheduleDefinition(
+            name="scaling_metrics_schedule",
+            job=scaling_metrics_job,
+            cron_schedule=HOURLY,
+            execution_timezone="UTC",
+            default_status=on,
+            description="Every hour: measure what is due, judge every threshold, look after episodes.",
+        ),
+        dg.ScheduleDefinition(
+            name="scaling_forecasts_schedule",
+            job=scaling_forecasts_job,
+            cron_schedule=DAILY,
+            execution_timezone="UTC",
+            default_status=on,
+            description="Every day: when each threshold will be crossed, with pictures of the nearest.",
+        ),
+    ]

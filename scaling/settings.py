@@ -72,6 +72,9 @@ class AutomationSettings(BaseSettings):
     pipeline_autostart: bool = Field(
         default=False, description="true: schedules and sensors are on from the first start."
     )
+    scaling_sensor_seconds: int = Field(
+        default=30, ge=1, le=3600, description="Seconds between two looks of a capability's sensor."
+    )
     archive_alert_url: SecretStr | None = Field(
         default=None, description='Failed runs of the archive are posted here, JSON {"text": "…"} (Slack, Mattermost).'
     )
@@ -92,11 +95,11 @@ class CapabilitySettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
     scaling_incremental_sync: Literal["off", "observe", "propose", "auto", "on"] = Field(
-        default="on",
+        default="auto",
         description="Sync tokens, push and adaptive polling: never, recorded only, after approval, by itself, always.",
     )
     scaling_parallel_sync: Literal["off", "observe", "propose", "auto", "on"] = Field(
-        default="on", description="The pool of workers in place of five workspaces a tick, one after the other."
+        default="auto", description="The pool of workers in place of five workspaces a tick, one after the other."
     )
     scaling_audit_log_partitioning: Literal["off", "observe", "propose", "auto"] = Field(
         default="propose", description="Conversion of the audit logs to partitions, then archive of closed months."

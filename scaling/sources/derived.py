@@ -106,7 +106,7 @@ class AiCostRatio:
         budget = settings.ai_monthly_budget_usd
         if budget is None:
             note = "set AI_MONTHLY_BUDGET_USD, the budget of the AI chat a month"
-            return (Sample(metric, now, None, Status.NOT_CONFIGURED, evidence={"reason": note}),)
+            return (Sample(metric, now, None, Status.NOT_CONFIGURED, evidence={"note": note}),)
         bill, own = _only(known, self.billed), _only(known, self.own)
         if bill is None or own is None:
             return ()
@@ -154,7 +154,7 @@ class SourceHealth:
             silent = now - (best.last_ok or best.first)
             evidence = {"status": best.newest.status.value, "last_ok": best.last_ok and best.last_ok.isoformat()}
             if best.newest.status in SICK:
-                evidence["error"] = best.newest.evidence.get("error") or best.newest.evidence.get("reason")
+                evidence["error"] = best.newest.evidence.get("error") or best.newest.evidence.get("note")
             periods = max(silent / known[name].every, 0.0)
             samples.append(measured(metric, now, periods, dims=f"metric={name}", evidence=evidence))
         return tuple(samples)
@@ -173,4 +173,4 @@ def _only(known: Known, name: str) -> Sample | None:
 def _without(metric: str, now: datetime, part: Sample, evidence: Mapping[str, object], period: str = "") -> Sample:
     status = part.status if part.status is not Status.OK else Status.STALE
     why = f"{part.metric} is {part.status}" if part.status is not Status.OK else f"{part.metric} is of {part.period}"
-    return Sample(metric, now, None, status, "", period, {**evidence, "reason": why})
+    return Sample(metric, now, None, status, "", period, {**evidence, "note": why})

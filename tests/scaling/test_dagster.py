@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import psycopg
 import pytest
 
 from devstack.servers import Database
-from scaling import episodes
+from scaling import episodes, samples
 from scaling.capabilities import Capability
+from scaling.catalogue import catalogue
 from scaling.dagster_sensors import capability_sensor
 from scaling.databases import DatabaseRouter, Shard
 from scaling.definitions import build_defs
-from scaling.episodes import EpisodeState
-from scaling.settings import AutomationSettings
+from scaling.episodes import EpisodeState, Watch
+from scaling.samples import Sample
+from scaling.settings import ArchiveSourceSettings, AutomationSettings, SyncScheduleSettings, load
+from scaling.thresholds import Phase
 
 pytestmark = pytest.mark.usefixtures("definitions_load_alone")
 
@@ -182,24 +186,95 @@ def test_approving_in_the_launchpad_is_one_step_and_leads_to_one_request(
 
 
 def test_a_sick_source_is_a_warning_and_a_given_up_episode_an_error(
-    database: Database, settings_environment: Callable[..., None]
+    database: Database, settings_environment: Callable[..., None], tmp_path: Path
 ) -> None:
-    settings_environment(database, VERCEL_TOKEN="canary-token")
+    thresholds = tmp_path / "thresholds.toml"
+    thresholds.write_text("[users_total]\nsql = 'SELECT 1 / 0 AS value'\n")
+    settings_environment(database, VERCEL_TOKEN="canary-token", SCALING_CATALOGUE_FILE=str(thresholds))
     crossed(database, "needs_human")
-    with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
-        connection.execute(
-            "INSERT INTO scaling.samples (metric, at, status) VALUES ('drifted', now(), 'error'),"
-            " ('absent', now(), 'not_configured')"
-        )
     with dg.DagsterInstance.ephemeral() as instance:
-        result = build_defs().resolve_job_def("scaling_health_job").execute_in_process(instance=instance)
+        result = build_defs().resolve_job_def("scaling_metrics_job").execute_in_process(instance=instance)
         assert "canary-token" not in str(instance.all_logs(result.run_id))
     found = {each.check_name: each for each in result.get_asset_check_evaluations()}
     assert {name: (each.passed, each.severity) for name, each in found.items()} == {
+        "below_thresholds": (True, dg.AssetCheckSeverity.WARN),
         "nobody_is_needed": (False, dg.AssetCheckSeverity.ERROR),
         "sources_answer": (False, dg.AssetCheckSeverity.WARN),
     }
-    assert found["sources_answer"].description == "drifted is error"
+    assert found["sources_answer"].description == "users_total is error"
+
+
+def test_the_hourly_run_measures_judges_and_shows_what_nobody_has_taken_up(
+    database: Database, settings_environment: Callable[..., None], tmp_path: Path
+) -> None:
+    thresholds = tmp_path / "thresholds.toml"
+    thresholds.write_text("[users_total]\nthreshold = 0\nrecovery = 0\nbreaches = 1\nof = 1\n")
+    settings_environment(database, SCALING_CATALOGUE_FILE=str(thresholds))
+    with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
+        connection.execute("INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'T')")
+        connection.execute("INSERT INTO users (tenant_id, email) SELECT id, 'someone@example.com' FROM tenants")
+    job = build_defs().resolve_job_def("scaling_metrics_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance)
+        event = instance.get_latest_materialization_event(dg.AssetKey("scaling_metrics"))
+        assert "someone@example.com" not in str(instance.all_logs(result.run_id))
+        found = {each.check_name: each for each in result.get_asset_check_evaluations()}
+        assert not found["below_thresholds"].passed
+        assert "Users is 1, threshold > 0; owner platform, docs/operations.md#users_total" in str(
+            found["below_thresholds"].description
+        )
+        with psycopg.connect(database.dsn) as connection:
+            (episode,) = episodes.listing(connection)
+            episodes.acknowledge(connection, episode.id, "ann")
+        again = job.execute_in_process(instance=instance)
+        assert {each.check_name: each.passed for each in again.get_asset_check_evaluations()}["below_thresholds"]
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = event.asset_materialization.metadata
+    assert shown["users_total"].value == 1
+    assert "fired, episode" in str(shown["headroom"])
+    assert (episode.rule, episode.state, episode.capability) == ("users_total", EpisodeState.OBSERVED, None)
+
+
+def test_forecasts_show_a_date_and_a_light_picture_of_what_is_nearest(
+    database: Database, settings_environment: Callable[..., None]
+) -> None:
+    settings_environment(database)
+    now = datetime.now(UTC)
+    with psycopg.connect(database.dsn) as connection:
+        rising = [Sample("users_total", now - timedelta(days=n), 900.0 - 5 * n + n % 3) for n in range(30, -1, -1)]
+        samples.record(connection, rising)
+    job = build_defs().resolve_job_def("scaling_forecasts_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert job.execute_in_process(instance=instance).success
+        event = instance.get_latest_materialization_event(dg.AssetKey("scaling_forecasts"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = event.asset_materialization.metadata
+    assert (shown["metrics"].value, shown["with_a_date"].value, shown["crossed"].value) == (1, 1, 0)
+    assert "crosses about" in str(shown["forecasts"])
+    assert "data:image/png;base64," in str(shown["trend of users_total"].value)
+    assert len(str(shown["trend of users_total"].value)) < 30_000
+
+
+def test_a_rule_is_re_armed_in_the_launchpad(database: Database, settings_environment: Callable[..., None]) -> None:
+    settings_environment(database)
+    now = datetime.now(UTC)
+    watch = catalogue(load(ArchiveSourceSettings), load(SyncScheduleSettings)).named("users_total")
+    assert watch.rule is not None
+    with psycopg.connect(database.dsn) as connection:
+        samples.record(connection, [Sample("users_total", now - timedelta(days=n), 2000.0) for n in (2, 1, 0)])
+        episodes.evaluate(connection, [Watch(watch.rule)], now)
+    config = {"ops": {"rearm": {"config": {"metric": "users_total", "by": "ann"}}}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_defs().resolve_job_def("rearm_rule")
+        assert job.execute_in_process(instance=instance, run_config=config).success
+        refused = job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
+    assert not refused.success
+    assert only(database).recovered_at is not None
+    with psycopg.connect(database.dsn) as connection:
+        (standing,) = episodes.standings(connection)
+    assert standing.state.phase is Phase.OK
 
 
 def test_what_an_action_changed_is_measured_and_shown_with_its_episode(
@@ -218,7 +293,7 @@ def test_what_an_action_changed_is_measured_and_shown_with_its_episode(
             " ('audit_logs_bytes', now() - interval '1 minute', 'ok', 1048576)"
         )
     with dg.DagsterInstance.ephemeral() as instance:
-        assert build_defs().resolve_job_def("scaling_health_job").execute_in_process(instance=instance).success
+        assert build_defs().resolve_job_def("scaling_metrics_job").execute_in_process(instance=instance).success
         event = instance.get_latest_materialization_event(dg.AssetKey("scaling_episodes"))
     effect = only(database).effect
     assert effect is not None

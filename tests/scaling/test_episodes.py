@@ -147,13 +147,21 @@ def test_what_is_not_news_is_not_written(database: Database) -> None:
     assert (before["a"] == after["a"], before["b"] == after["b"]) == (True, False)
 
 
-def test_every_state_is_written_in_however_many_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episodes, "WRITTEN_AT_ONCE", 2)
-    for number in range(5):
-        feed(database, 20, number, dims=f"shard={number}")
-    assert len(judge(database)) == len(all_of(database)) == 5
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_rules_are_judged_once_in_however_many_parts(
+    database: Database, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(episodes, "RULES_AT_ONCE", 2)
+    watches = [Watch(replace(RULE, name=f"rule-{number}")) for number in range(count)]
+    for dims in ("a", "b"):
+        feed(database, 20, 1, 30, dims=dims)
     with transaction(database) as connection:
-        assert [each.state.last_value for each in episodes.standings(connection)] == [0, 1, 2, 3, 4]
+        happened = episodes.evaluate(connection, watches[::-1], START + 3 * HOUR)
+        judged = [(each.rule, each.dims, each.state.last_value) for each in episodes.standings(connection)]
+    expected = [(watch.rule.name, dims) for watch in watches for dims in ("a", "b")]
+    assert [(each.rule, each.dims) for each in happened] == expected
+    assert judged == [(rule, dims, 30) for rule, dims in expected]
+    assert len(all_of(database)) == 2 * count
 
 
 def test_a_state_that_cannot_be_written_is_an_error_and_nothing_is(database: Database) -> None:

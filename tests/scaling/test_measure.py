@@ -174,7 +174,7 @@ def test_a_ratio_has_no_figure_while_a_part_has_none() -> None:
     assert sample.value == 0.75
     missing = Sample("whole", NOW, None, Status.NOT_CONFIGURED)
     (sample,) = ratio.derive("r", known(part=part, whole=missing), given, NOW)
-    assert (sample.status, sample.evidence["reason"]) == (Status.NOT_CONFIGURED, "whole is not_configured")
+    assert (sample.status, sample.evidence["note"]) == (Status.NOT_CONFIGURED, "whole is not_configured")
     (sample,) = ratio.derive("r", known(part=part, whole=Sample("whole", NOW, 0.0)), given, NOW)
     assert sample.status is Status.ERROR
     assert ratio.derive("r", known(part=part), given, NOW) == ()
@@ -208,7 +208,7 @@ def test_without_a_budget_the_ratio_is_not_configured_and_says_which_setting_is_
     own = Sample("own", NOW, 44.0, period="2026-11")
     sample = cost(Sample("bill", NOW, 40.0, period="2026-11"), own, budget=None)
     assert sample.status is Status.NOT_CONFIGURED
-    assert "AI_MONTHLY_BUDGET_USD" in sample.evidence["reason"]
+    assert "AI_MONTHLY_BUDGET_USD" in sample.evidence["note"]
 
 
 def test_a_source_is_as_sick_as_its_time_without_a_figure_and_what_never_was_is_not_missed() -> None:

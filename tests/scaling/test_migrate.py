@@ -14,10 +14,12 @@ from rich.console import Console
 from devstack.servers import Database
 from scaling import migrate
 from scaling.__main__ import migrations
+from scaling.capabilities import Capability, changes, switched
 from scaling.contract import SYNC_ROLES
 from scaling.errors import UserError
 
 SCHEMAS = ("archive", "scaling", "sync")
+SYNC = frozenset({Capability.INCREMENTAL_SYNC, Capability.PARALLEL_SYNC})
 
 # What a schema is made of, comparable between two ways of making it.
 SHAPE = """
@@ -133,3 +135,26 @@ def test_a_role_that_may_not_create_schemas_gets_a_sentence(
     settings_environment(bare)
     with pytest.raises(UserError, match="GRANT CREATE ON DATABASE"):
         migrations(Console(), as_sql=False)
+
+
+@pytest.mark.parametrize(("recorded", "kept"), [("true", True), ("NULL", True), ("false", False)])
+def test_a_sync_that_was_in_force_stays_so_when_thresholds_begin_to_decide_it(
+    bare: Database, recorded: LiteralString, kept: bool
+) -> None:
+    migrate.upgrade(bare.dsn, revision="0008")
+    with psycopg.connect(bare.admin_dsn, autocommit=True) as admin:
+        admin.execute(
+            sql.SQL(
+                "INSERT INTO sync.runs (run_id, shard, of, incremental, parallel) VALUES ('r', 0, 1, {0}, {0})"
+            ).format(sql.SQL(recorded))
+        )
+    migrate.upgrade(bare.dsn)
+    with psycopg.connect(bare.dsn) as connection:
+        assert switched(connection) == (SYNC if kept else frozenset())
+        assert len(changes(connection)) == 2 * kept
+
+
+def test_a_new_installation_has_nothing_switched_on(bare: Database) -> None:
+    migrate.upgrade(bare.dsn)
+    with psycopg.connect(bare.dsn) as connection:
+        assert switched(connection) == frozenset()
