@@ -359,7 +359,7 @@ def _write_episodes(connection: Connection, by_rule: Mapping[str, Watch], happen
                 [watch.capability and watch.capability.value for watch in watches],
                 [state.value for state in states],
                 [event.value for _, _, event in began],
-                [watch.rule.threshold for watch in watches],
+                [float(watch.rule.threshold) for watch in watches],
                 [json.dumps(_evidence(watch, event)) for watch, (_, _, event) in zip(watches, began, strict=True)],
                 [event.at for _, _, event in began],
                 [watch.rule.metric for watch in watches],

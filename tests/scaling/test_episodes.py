@@ -108,6 +108,13 @@ def test_a_rule_without_a_capability_is_only_observed_and_cannot_be_approved(dat
         episodes.approve(connection, episode.id, "Ann")
 
 
+def test_whole_and_broken_thresholds_fire_in_one_evaluation(database: Database) -> None:
+    feed(database, 20)
+    broken = replace(RULE, name="broken", threshold=10.5)
+    judge(database, Watch(RULE, SYNC), Watch(broken, SYNC))
+    assert {each.rule: each.threshold for each in all_of(database)} == {"slow": 10, "broken": 10.5}
+
+
 def test_a_flapping_rule_asks_a_human_in_place_of_acting(database: Database) -> None:
     rule = Rule("slow", "mean", Compare.ABOVE, 10, timedelta(hours=6), recovery=5, rearm=Rearm.REPEAT, flap_episodes=2)
     feed(database, 20, 1, 1, 20)
