@@ -41,6 +41,11 @@ mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillPara
   ... on LaunchBackfillSuccess { backfillId }
   ... on Error { message } } }
 """
+START_SENSOR = """
+mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) { __typename
+  ... on Sensor { name }
+  ... on Error { message } } }
+"""
 RUNS = """
 query ($filter: RunsFilter, $limit: Int) { runsOrError(filter: $filter, limit: $limit) { __typename
   ... on Error { message }
@@ -266,6 +271,19 @@ class DagsterUi:
             {"params": {"assetSelection": [{"path": [asset]}], "partitionNames": list(partitions), "title": title}},
         )["launchPartitionBackfill"]
         return str(_expect(answer, "LaunchBackfillSuccess")["backfillId"])
+
+    def start_sensor(self, location: str, sensor: str) -> None:
+        """Switch a sensor on, like the switch on its page.
+
+        Args:
+            location: code location.
+            sensor: its name.
+
+        Raises:
+            UserError: Dagster refused, with its reason.
+        """
+        selector = {"repositoryLocationName": location, "repositoryName": REPOSITORY, "sensorName": sensor}
+        _expect(self.query(START_SENSOR, {"sensor": selector})["startSensor"], "Sensor")
 
     def partitions(self, asset: str) -> list[str]:
         """List the partition keys of an asset, oldest first.

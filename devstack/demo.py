@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psycopg
 from rich.console import Console
@@ -26,14 +27,35 @@ from devstack import edits, stack
 from devstack.dagster_ui import DagsterUi, Run
 from devstack.processes import CHECKOUT, VAR, Supervisor, wait_until
 from devstack.stack import Stack
+from scaling import capabilities, episodes
+from scaling.capabilities import Capability
+from scaling.catalogue import catalogue
 from scaling.errors import UserError, run_command
+from scaling.overrides import overridden
+from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
+from scaling.units import shown
 
 DIRECTORY = VAR / "demo"
 CALENDARS_EDITED = 20
 SECONDS_BETWEEN_WRITES = 0.005
 PLAN_WIDTH = 130
-# What Google sends no notifications for is due at every tick: the demo does not wait two minutes between them.
-SETTINGS = {"SYNC_POLL_INTERVAL_SECONDS": "0", "SYNC_POLL_CEILING_SECONDS": "0"}
+SETTINGS = {
+    # What Google sends no notifications for is due at every tick: the demo does not wait two minutes between them.
+    "SYNC_POLL_INTERVAL_SECONDS": "0",
+    "SYNC_POLL_CEILING_SECONDS": "0",
+    "SCALING_INCREMENTAL_SYNC": "auto",
+    "SCALING_PARALLEL_SYNC": "auto",
+    "SCALING_AUDIT_LOG_PARTITIONING": "auto",
+    "SCALING_SENSOR_SECONDS": "3",
+    "SCALING_CATALOGUE_FILE": str(Path(__file__).with_name("demo_thresholds.toml")),
+}
+# It was measured within this hour already, and would not be due.
+CALLS_AGAIN = {"ops": {"scaling_metrics": {"config": {"metrics": ["google_calls_month"]}}}}
+SENSORS = (
+    ("sync_pipeline", "parallel_sync_sensor"),
+    ("sync_pipeline", "incremental_sync_sensor"),
+    ("archive_pipeline", "audit_log_partitioning_sensor"),
+)
 QUERY = (
     "SELECT action, count(*) AS rows, count(DISTINCT tenant_id) AS tenants, sum(count(*)) OVER ()::bigint AS total"
     " FROM audit_logs GROUP BY action ORDER BY rows DESC"
@@ -44,6 +66,12 @@ QUERY = (
 class Summary:
     """What the demo did, in numbers."""
 
+    thresholds_fired: int
+    capabilities_active: int
+    api_calls_before: int
+    """Of a tick that reads every calendar, before incremental sync."""
+    api_calls_after: int
+    """Of the tick that reads what was edited since, in all calendars."""
     workspaces: int
     calendars: int
     events_synced: int
@@ -104,6 +132,10 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Write no more."""
         self._stop.set()
         self._thread.join()
 
@@ -176,55 +208,71 @@ def run(directory: Path, console: Console) -> Summary:
     say = Narrator(console)
     with contextlib.ExitStack() as opened:
         with say.step("Start Postgres, S3 and Google Calendar, with a SaaS of 40 tenants") as found:
-            running = opened.enter_context(stack.running(directory, disposable=True, push=True, settings=SETTINGS))
+            running = opened.enter_context(
+                stack.running(directory, disposable=True, push=True, past=True, settings=SETTINGS)
+            )
             found.add(*_saas_in_numbers(running))
         pool = opened.enter_context(ThreadPoolExecutor(1))
-        webserver = pool.submit(stack.start_webserver, running)  # 10 s of imports, beside the conversion
-        doing = "Convert audit_logs to monthly partitions while it is written to: python -m archive_pipeline.convert"
-        with say.step(doing) as found:
+        webserver = pool.submit(stack.start_webserver, running)  # 10 s of imports, beside the plan
+        with say.step("Plan the conversion of audit_logs: python -m archive_pipeline.convert plan"):
             with psycopg.connect(running.database.admin_dsn, autocommit=True) as connection:
-                connection.execute(
-                    "ANALYZE public.audit_logs"
-                )  # autovacuum would within a minute; the plan counts by it
+                # Autovacuum would within a minute; the plan counts by it.
+                connection.execute("ANALYZE public.audit_logs")
             plan = _command(running, "archive_pipeline.convert", "plan")
-            with Writer(running.database.admin_dsn) as writer:
-                converted = _command(running, "archive_pipeline.convert", "apply", "--yes")
-            found.add(
-                converted.splitlines()[-1],
-                f"{writer.written:,} rows written meanwhile, {writer.failed} failed",
-                f"the slowest took {writer.longest_seconds * 1000:.0f} ms",
-            )
         console.print(plan, markup=False, highlight=False, soft_wrap=True)
         with say.step("Start the Dagster webserver") as found:
             ui = opened.enter_context(webserver.result())
             found.add(ui.url)
-
-        # Asked for before the daemon runs, which looks for backfills when it starts and then every 30 seconds.
-        months = ui.partitions("audit_log_archive")
-        backfill = ui.launch_backfill("audit_log_archive", months, title="demo: every closed month")
-        with say.step(f"Start the Dagster daemon, which finds a backfill of {len(months)} months"):
+        with say.step("Start the Dagster daemon; sensors wait for what crosses a threshold"):
+            for location, sensor in SENSORS:
+                ui.start_sensor(location, sensor)
             stack.start_daemon(running, ui)
+        writer = opened.enter_context(Writer(running.database.admin_dsn))
 
-        with say.step("Sync tick 1: read every calendar completely") as found:
-            found.add(*_tick(running, ui))
-        with say.step("Sync tick 2: ask Google to call when something changes") as found:
-            found.add(*_tick(running, ui), f"{len(running.google.channels())} push channels")
+        measuring = ui.launch_job("scaling", "scaling_metrics_job")
+        with say.step("Sync tick 1, as the SaaS works today: five workspaces, one after the other") as found:
+            found.add(*_told(_tick(running, ui)))
+        with say.step("Measure the metrics of the scaling plan") as found:
+            fired = _fired(running, ui, measuring)
+            found.add(*fired)
+        _wait_for_capability(say, running, Capability.PARALLEL_SYNC)
+        with say.step("Sync tick 2: all workspaces at a time, still reading every calendar completely") as found:
+            before = _tick(running, ui)
+            found.add(*_told(before))
+        with say.step("Measure again") as found:
+            again = ui.launch_job("scaling", "scaling_metrics_job", run_config=CALLS_AGAIN)
+            found.add(*_fired(running, ui, again, known_already=len(fired)))
+        _wait_for_capability(say, running, Capability.INCREMENTAL_SYNC)
+        with say.step("Sync tick 3: get sync tokens, and ask Google to call when something changes") as found:
+            found.add(*_told(_tick(running, ui)), f"{len(running.google.channels())} push channels")
+        with say.step("Sync tick 4: read once more what changed before Google began to call") as found:
+            found.add(*_told(_tick(running, ui)))
         with say.step(f"Edit {CALENDARS_EDITED} calendars with Google's own client") as found:
             edited = edits.edit_calendars(running.google, CALENDARS_EDITED)
             running.google.settle_pushes()
             found.add(
                 f"{sum(each.edits for each in edited)} edits", f"{_notified(running)} calendars known to have changed"
             )
-        with say.step("Sync tick 3: read only what changed") as found:
-            found.add(*_tick(running, ui))
+        with say.step("Sync tick 5: read only what changed") as found:
+            after = _tick(running, ui)
             equal = sum(edits.is_mirrored(running.google, each.calendar, running.database.dsn) for each in edited)
-            found.add(f"{equal} of {len(edited)} edited calendars equal Google")
-        with say.step("Sync tick 4: nothing changed") as found:
-            found.add(*_tick(running, ui))
+            found.add(
+                *_told(after),
+                f"{1 - after.api_calls / before.api_calls:.0%} fewer than tick 2",
+                f"{equal} of {len(edited)} edited calendars equal Google",
+            )
 
-        doing = "Archive every closed month to S3, verified"
+        with say.step("Convert audit_logs to monthly partitions while it is written to, for its episode") as found:
+            acted = _wait_for_conversion(running)
+            writer.stop()
+            found.add(
+                acted.conversion,
+                f"{writer.written:,} rows written meanwhile, {writer.failed} failed",
+                f"writers were blocked for {acted.blocked_ms:.0f} ms at most",
+            )
+        months, doing = acted.months, "Archive every closed month to S3, verified"
         with say.step(doing) as found:
-            runs = _wait_for_months(running, ui, backfill, months, lambda done: say.progress(f"{doing}: {done}"))
+            runs = _wait_for_months(running, ui, acted.backfill, months, lambda done: say.progress(f"{doing}: {done}"))
             found.add(f"{len(months)} months in {runs} runs, worked on beside the ticks")
         upkeep = ui.launch_job("archive_pipeline", "audit_log_upkeep_job")
         with say.step("Query the archive with DuckDB: python -m archive_pipeline.query") as found:
@@ -235,7 +283,16 @@ def run(directory: Path, console: Console) -> Summary:
             found.add(f"{links} links, each signed, names the one before it and a manifest whose objects are all there")
 
         summary = _summarise(
-            running, ui, writer, edited=len(edited), equal=equal, links=links, total=answer[0]["total"], started=started
+            running,
+            ui,
+            writer,
+            before=before,
+            after=after,
+            edited=len(edited),
+            equal=equal,
+            links=links,
+            total=answer[0]["total"],
+            started=started,
         )
         patients = _patients(running)
         with say.step("Stop everything"):
@@ -252,25 +309,100 @@ def _saas_in_numbers(running: Stack) -> list[str]:
     return [f"{workspaces} workspaces", f"{len(running.google.users)} Google accounts", f"{rows:,} audit logs"]
 
 
-def _tick(running: Stack, ui: DagsterUi) -> list[str]:
-    """Launch one run of `calendar_sync` and say what it did, from its row in `sync.runs`."""
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What one run of the sync did."""
+
+    workspaces: int
+    full: int
+    incremental: int
+    written: int
+    deleted: int
+    api_calls: int
+    seconds: float
+    is_red: bool
+
+
+def _tick(running: Stack, ui: DagsterUi) -> Tick:
+    """Launch one run of `calendar_sync`; what it did is its row in `sync.runs`."""
     run = ui.wait_for_run(ui.launch_job("sync_pipeline", "calendar_sync", tags={"sync/shard": "0"}))
     with psycopg.connect(running.database.dsn) as connection:
         row = connection.execute(
-            "SELECT full_syncs, incremental_syncs, events_upserted, events_deleted, api_calls FROM sync.runs"
-            " WHERE run_id = %s AND finished_at IS NOT NULL",
+            "SELECT workspaces_served, full_syncs, incremental_syncs, events_upserted, events_deleted, api_calls,"
+            " duration_seconds FROM sync.runs WHERE run_id = %s AND finished_at IS NOT NULL",
             [run.id],
         ).fetchone()
     if row is None:
         raise UserError(f"A sync run ended as {run.status} without finishing: {ui.failure(run.id)}")
-    full, incremental, written, deleted, calls = row
+    return Tick(*(*row, run.status == "FAILURE"))
+
+
+def _told(tick: Tick) -> list[str]:
     return [
-        f"{full} full and {incremental} incremental syncs",
-        f"{written:,} events written",
-        f"{deleted} deleted",
-        f"{calls} API calls",
-        *(["red, because a workspace needs a human"] if run.status == "FAILURE" else []),
+        f"{tick.workspaces} workspaces in {tick.seconds:.1f} s",
+        f"{tick.full} complete and {tick.incremental} incremental reads",
+        f"{tick.written:,} events written",
+        f"{tick.deleted} deleted",
+        f"{tick.api_calls} API calls",
+        *(["red, because a workspace needs a human"] if tick.is_red else []),
     ]
+
+
+def _fired(running: Stack, ui: DagsterUi, run_id: str, *, known_already: int = 0) -> list[str]:
+    """Wait for a measurement; the thresholds of capabilities that were crossed since, in words."""
+    run = ui.wait_for_run(run_id)
+    if run.status != "SUCCESS":
+        raise UserError(f"The measurement ended as {run.status}: {ui.failure(run.id)}")
+    known = overridden(
+        catalogue(ArchiveSourceSettings(), SyncScheduleSettings()), Path(SETTINGS["SCALING_CATALOGUE_FILE"])
+    )
+    with psycopg.connect(running.database.dsn) as connection:
+        fired = [each for each in episodes.listing(connection) if each.capability]
+    return [
+        f"{each.rule} is {shown(each.value, known.named(each.rule).unit)},"
+        f" threshold {shown(each.threshold, known.named(each.rule).unit)}"
+        for each in sorted(fired, key=lambda each: each.id)[known_already:]
+    ]
+
+
+def _wait_for_capability(say: Narrator, running: Stack, capability: Capability) -> None:
+    with say.step(f"A sensor switches {capability} on") as found:
+
+        def is_on() -> bool:
+            running.supervisor.check()
+            with psycopg.connect(running.database.dsn) as connection:
+                return capability in capabilities.switched(connection)
+
+        wait_until(is_on, timeout_seconds=180, what=f"{capability} is switched on")
+        with psycopg.connect(running.database.dsn) as connection:
+            change = next(each for each in capabilities.changes(connection) if each.capability is capability)
+        found.add(f"by {change.changed_by}")
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What the action on the audit logs' episode did."""
+
+    conversion: str
+    blocked_ms: float
+    months: list[str]
+    """Partition keys."""
+    backfill: str
+
+
+def _wait_for_conversion(running: Stack) -> Acted:
+    def outcome() -> Mapping[str, Any] | None:
+        running.supervisor.check()
+        with psycopg.connect(running.database.dsn) as connection:
+            (episode,) = episodes.listing(connection, capability=Capability.AUDIT_LOG_PARTITIONING)
+        if episode.error:
+            raise UserError(f"The conversion failed: {episode.error}")
+        return episode.outcome
+
+    wait_until(lambda: outcome() is not None, timeout_seconds=300, what="audit_logs is converted")
+    did = outcome() or {}
+    months = [f"{month}-01" for month in did["months"]]
+    return Acted(did["conversion"], did["blocked_ms_max"], months, str(did["backfill"]))
 
 
 def _notified(running: Stack) -> int:
@@ -332,6 +464,8 @@ def _summarise(
     ui: DagsterUi,
     writer: Writer,
     *,
+    before: Tick,
+    after: Tick,
     edited: int,
     equal: int,
     links: int,
@@ -343,13 +477,17 @@ def _summarise(
     objects = running.bucket.server.client().get_paginator("list_objects_v2")
     with psycopg.connect(running.database.dsn) as connection:
         return Summary(
+            thresholds_fired=_number(connection, "SELECT count(*) FROM scaling.episodes"),
+            capabilities_active=len(capabilities.switched(connection)),
+            api_calls_before=before.api_calls,
+            api_calls_after=after.api_calls,
             workspaces=_number(
                 connection, "SELECT count(*) FROM sync.workspace_state WHERE last_served_at IS NOT NULL"
             ),
             calendars=_number(connection, "SELECT count(*) FROM sync.calendar_state WHERE deleted_at IS NULL"),
             events_synced=_number(connection, "SELECT count(*) FROM sync.calendar_events"),
             events_quarantined=_number(connection, "SELECT count(*) FROM sync.quarantine"),
-            api_calls=_number(connection, "SELECT sum(calls) FROM sync.api_calls"),
+            api_calls=_number(connection, "SELECT sum(api_calls) FROM sync.runs"),
             calendars_edited=edited,
             calendars_equal_to_google=equal,
             partitions=_number(
@@ -400,6 +538,9 @@ IN_PLAIN_WORDS = {
 def _print(console: Console, summary: Summary, patients: Sequence[Patient], answer: Sequence[dict[str, int]]) -> None:
     numbers = Table("what happened", "", title="The main job, end to end", title_justify="left")
     numbers.columns[1].justify = "right"
+    numbers.add_row("thresholds crossed", f"{summary.thresholds_fired}")
+    numbers.add_row("capabilities switched on by them", f"{summary.capabilities_active}")
+    numbers.add_row("API calls of a tick, before and after", f"{summary.api_calls_before}, {summary.api_calls_after}")
     numbers.add_row("workspaces synced", f"{summary.workspaces}")
     numbers.add_row("their calendars", f"{summary.calendars}")
     numbers.add_row("events in Postgres", f"{summary.events_synced:,}")
@@ -461,6 +602,14 @@ def check(summary: Summary, patients: Sequence[Patient], months: Sequence[str]) 
         )
     if summary.calendars_equal_to_google != summary.calendars_edited:
         raise UserError("An edited calendar in Postgres differs from Google.")
+    if summary.thresholds_fired < len(SENSORS) or summary.capabilities_active != 2:
+        raise UserError(
+            f"{summary.thresholds_fired} thresholds fired and {summary.capabilities_active} capabilities are on."
+        )
+    if summary.api_calls_after >= summary.api_calls_before:
+        raise UserError(
+            f"Incremental sync took {summary.api_calls_after} calls, complete reads {summary.api_calls_before}."
+        )
     if not patients:
         raise UserError("The revoked grant went unnoticed.")
 
@@ -484,7 +633,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m devstack.demo",
-        description="Sync the calendars of 60 workspaces; convert, archive, audit and query 13 months of audit logs.",
+        description="Outgrow thresholds with 60 workspaces and 13 months of audit logs; see what that switches on.",
     )
     parser.add_argument("--keep", action="store_true", help="go on with the data of the last demo, not from nothing")
     options = parser.parse_args(arguments)

@@ -25,7 +25,7 @@ import psycopg
 from cryptography.fernet import Fernet
 
 from archive_pipeline.signing import new_key
-from devstack import saas, servers
+from devstack import history, saas, servers
 from devstack.dagster_ui import DagsterUi
 from devstack.google_calendar import Simulator
 from devstack.processes import CHECKOUT, Supervisor, free_port
@@ -67,6 +67,7 @@ def running(
     profile: str = "demo",
     audit_rows: int = seed.AUDIT_ROWS,
     push: bool = False,
+    past: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Run a stack: servers, tables, migrations, demo data.
@@ -78,6 +79,7 @@ def running(
         disposable: true trades durability across machine crashes for speed.
         profile: the simulator's world.
         audit_rows: rows of `audit_logs` when they are seeded.
+        past: also write what a SaaS has behind it that is about to outgrow its thresholds.
         push: also start the receiver of push notifications, and let the sync open channels to it.
         settings: further environment variables of the pipelines, over the stack's own.
 
@@ -103,6 +105,9 @@ def running(
         )
         migrate.upgrade(database.dsn)
         first_month = _seed(database, google, secrets["grant_key"], audit_rows)
+        if past:
+            with psycopg.connect(database.admin_dsn) as connection:
+                history.seed(connection, datetime.now(UTC))
         both.s3.create_bucket(BUCKET)
         bucket = Bucket(BUCKET, both.s3)
         environment = {

@@ -20,6 +20,10 @@ from devstack.processes import CHECKOUT, processes_of, wait_until
 from scaling.errors import UserError
 
 SUMMARY = Summary(
+    thresholds_fired=3,
+    capabilities_active=2,
+    api_calls_before=150,
+    api_calls_after=20,
     workspaces=60,
     calendars=90,
     events_synced=28_000,
@@ -60,6 +64,9 @@ def test_consistent_numbers_pass() -> None:
         (replace(SUMMARY, writes_failed_during_conversion=1), PATIENTS, "1 of the SaaS's writes failed"),
         (replace(SUMMARY, rows_written_during_conversion=0), PATIENTS, "0 did not"),
         (replace(SUMMARY, calendars_equal_to_google=19), PATIENTS, "differs from Google"),
+        (replace(SUMMARY, thresholds_fired=2), PATIENTS, "2 thresholds fired"),
+        (replace(SUMMARY, capabilities_active=1), PATIENTS, "1 capabilities are on"),
+        (replace(SUMMARY, api_calls_after=150), PATIENTS, "took 150 calls, complete reads 150"),
         (SUMMARY, [], "went unnoticed"),
     ],
 )
@@ -86,6 +93,8 @@ def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
     assert summary.months_archived == summary.chain_links_verified == 13
     assert summary.partitions >= 3
     assert summary.workspaces == 60
+    assert (summary.thresholds_fired, summary.capabilities_active) >= (3, 2)
+    assert summary.api_calls_after < 0.3 * summary.api_calls_before  # the plan expects 70 to 90 % fewer
     assert summary.postgres_rows == summary.rows_archived == summary.rows_verified == summary.query_rows > 400_000
     assert "1 workspace needs a human" in said.getvalue()
     assert processes_of(tmp_path) == []
