@@ -82,7 +82,7 @@ class Hands:
             samples.record(self._connection, [self._plan[self._next]])
             self._commit("sample")
             self._next += 1
-        now = max((each.at for each in samples.newest(self._connection)), default=START)
+        now = max((each.newest.at for each in samples.series(self._connection)), default=START)
         episodes.evaluate(self._connection, WATCHES, now)
         self._commit("evaluated")
 
