@@ -80,6 +80,15 @@ bench-archive: install  ## measure the archive against its targets and other too
 chaos-archive: install  ## kill and cut off archive workers, then look for every row (ARGS="--trials 1000 --seed 1")
 	@$(BIN)/python -m tests.archive_pipeline.chaos $(ARGS)
 
+.PHONY: bench-scaling
+bench-scaling: install  ## measure the thresholds against their targets, in 25 minutes (ARGS="--only rules eta")
+	@$(BIN)/python -m bench.scaling $(ARGS)
+	@$(BIN)/python -m bench.readme
+
+.PHONY: chaos-scaling
+chaos-scaling: install  ## kill and freeze those who judge and act, then count actions (ARGS="--trials 1000 --seed 1")
+	@$(BIN)/python -m tests.scaling.chaos $(ARGS)
+
 .PHONY: screenshots
 screenshots: install  ## new pictures for the README, from a running make up; needs a Chromium on the PATH
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'

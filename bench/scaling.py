@@ -23,14 +23,18 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from bench.sync import Figure, Measured, at_least, below, measure, told
+from bench.sync import Figure, Measured, at_least, at_most, below, measure, told
 from devstack import postgres, saas
 from devstack.processes import CHECKOUT, VAR, Supervisor
 from scaling import episodes, migrate
 from scaling.capabilities import Capability, Mode
+from scaling.catalogue import Metric, catalogue
 from scaling.episodes import Watch
 from scaling.forecast import forecast
-from scaling.thresholds import Compare, Rule
+from scaling.samples import Sample
+from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
+from scaling.thresholds import Compare, Fired, Rule, replay
+from scaling.units import Unit
 from tests.scaling.trends import KINDS, NOW, trend
 
 RESULTS = Path("var/bench/scaling.json")
@@ -39,6 +43,11 @@ RULES, SHARDS, EPISODES = 1_000, 100, 10_000
 ROUNDS = 3
 CHAOS_TRIALS = 500
 TRENDS = 200
+FLAT_SERIES, FLAT_SAMPLES, FLAT_MONTHS = 200, 400, 12
+FLAT_LEVEL = 0.8
+FLAT_NOISE = (0.05, 0.1)
+BY_MONTH = ("google_calls_month", "ai_chats_month", "ai_cost_ratio")
+FEW = (Unit.RUNS, Unit.INCIDENTS, Unit.FLAG, Unit.PERIODS)
 START = datetime(2026, 9, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
@@ -175,11 +184,66 @@ def eta() -> Measured:
     )
 
 
+def false_fires() -> Measured:
+    """Series without any trend through the rules of the catalogue: none of them should fire."""
+    random = np.random.default_rng(1)
+    judged = [
+        (metric, metric.rule)
+        for metric in catalogue(ArchiveSourceSettings(), SyncScheduleSettings())
+        if metric.rule is not None and metric.unit not in FEW and metric.rule.threshold > 0
+    ]
+    rates = {}
+    for noise in FLAT_NOISE:
+        fired = {
+            metric.name: sum(_fires(metric, rule, noise, random) for _ in range(FLAT_SERIES)) for metric, rule in judged
+        }
+        rates[noise] = sum(fired.values()) / (FLAT_SERIES * len(judged))
+        told(f"false_fires, noise {noise:.0%}: {fired}")
+    how = (
+        f"share of series that fire at all: {FLAT_SERIES} each of {len(judged)} rules, {FLAT_SAMPLES} samples about"
+        f" {FLAT_LEVEL:.0%} of the threshold with Gaussian noise of {FLAT_NOISE[0]:.0%} of it, half of them"
+        f" autocorrelated (0.6); of a month's figure {FLAT_MONTHS} months of noisy days that close there; without the"
+        f" rules on counts of a few. With noise of {FLAT_NOISE[1]:.0%}: {rates[FLAT_NOISE[1]]:.3f}"
+    )
+    return Measured([at_most("false_fire_rate", rates[FLAT_NOISE[0]], 0.01, how)], {"rates": rates})
+
+
+def _fires(metric: Metric, rule: Rule, noise: float, random: np.random.Generator) -> bool:
+    over = rule.compare in (Compare.ABOVE, Compare.AT_LEAST)
+    level = rule.threshold * (FLAT_LEVEL if over else 1 / FLAT_LEVEL)
+    if metric.name in BY_MONTH:
+        samples = _months(metric.name, level, noise, random)
+    else:
+        resembles = 0.6 * random.integers(2)
+        shocks = random.normal(0, noise * level * np.sqrt(1 - resembles**2), FLAT_SAMPLES)
+        scatter = np.zeros(FLAT_SAMPLES)
+        for n in range(FLAT_SAMPLES):
+            scatter[n] = (resembles * scatter[n - 1] if n else 0.0) + shocks[n]
+        samples = [
+            Sample(metric.name, START + n * metric.every, max(0.0, float(level + scatter[n])))
+            for n in range(FLAT_SAMPLES)
+        ]
+    return any(isinstance(event, Fired) for _, _, events in replay(rule, samples) for event in events)
+
+
+def _months(name: str, closes_at: float, noise: float, random: np.random.Generator) -> list[Sample]:
+    samples, total, period = [], 0.0, ""
+    for day in range(30 * FLAT_MONTHS):
+        at = START + day * timedelta(days=1)
+        if f"{at:%Y-%m}" != period:
+            total, period = 0.0, f"{at:%Y-%m}"
+        # The noise of a month's sum is that of its days over the root of their number.
+        total += max(0.0, float(random.normal(closes_at / 31, closes_at / 31 * noise * 31**0.5)))
+        samples.append(Sample(name, at, total, period=period))
+    return samples
+
+
 PARTS: Mapping[str, Callable[[], Measured]] = {
     "rules": rules,
     "sensor": sensor,
     "chaos": chaos,
     "eta": eta,
+    "false_fires": false_fires,
 }
 
 
