@@ -66,7 +66,7 @@ class Metric:
         capability: whose action a crossing starts; None: a person is told.
         recommendation: what a person is told; None without a rule.
         owner: who looks at its episodes.
-        runbook: where it says what to do, a path of this project or an address.
+        runbook: where it says what to do, a path of this project or an address; empty without a rule.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Metric:
                 f"metric {self.name} is measured every {self.every}, but its rule misses data after "
                 f"{self.rule.no_data_after}; make that longer"
             )
-        if not self.runbook:
+        if self.rule is not None and not self.runbook:
             object.__setattr__(self, "runbook", f"docs/operations.md#{self.name}")
 
 

@@ -137,7 +137,8 @@ def explain(console: Console, name: str) -> int:
             ("What it costs", metric.recommendation.cost),
         ):
             console.print(f"[bold]{heading}:[/bold] {text}", soft_wrap=True)
-    console.print(f"Owner: {metric.owner}. Runbook: {metric.runbook}", soft_wrap=True, markup=False)
+    runbook = f" Runbook: {metric.runbook}" if metric.runbook else ""
+    console.print(f"Owner: {metric.owner}.{runbook}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from archive_pipeline.months import Month
+from devstack.processes import CHECKOUT
 from devstack.servers import Database
 from scaling.capabilities import Capability, Mode
 from scaling.catalogue import Catalogue, catalogue
@@ -117,6 +118,17 @@ def test_every_threshold_tells_a_person_what_to_do_and_names_its_rule_like_its_m
         if metric.rule and metric.recommendation:
             assert metric.rule.name == metric.rule.metric == metric.name
             assert all(len(text) > 10 for text in (metric.recommendation.do, metric.recommendation.cost))
+
+
+def test_every_threshold_has_its_section_in_the_runbook() -> None:
+    headings = {
+        line.removeprefix("### ")
+        for line in (CHECKOUT / "docs" / "operations.md").read_text().splitlines()
+        if line.startswith("### ")
+    }
+    judged = [metric for metric in defaults() if metric.rule]
+    assert {metric.name for metric in judged} <= headings
+    assert [metric.runbook for metric in judged] == [f"docs/operations.md#{metric.name}" for metric in judged]
 
 
 def test_every_capability_is_started_by_a_metric_and_the_mode_of_it_reaches_the_rule() -> None:
