@@ -23,7 +23,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from devstack import edits, stack
+from devstack import edits, history, stack
 from devstack.dagster_ui import DagsterUi, Run
 from devstack.processes import CHECKOUT, VAR, Supervisor, wait_until
 from devstack.stack import Stack
@@ -40,14 +40,12 @@ CALENDARS_EDITED = 20
 SECONDS_BETWEEN_WRITES = 0.005
 PLAN_WIDTH = 130
 SETTINGS = {
+    **history.SETTINGS,
     # What Google sends no notifications for is due at every tick: the demo does not wait two minutes between them.
     "SYNC_POLL_INTERVAL_SECONDS": "0",
     "SYNC_POLL_CEILING_SECONDS": "0",
-    "SCALING_INCREMENTAL_SYNC": "auto",
-    "SCALING_PARALLEL_SYNC": "auto",
     "SCALING_AUDIT_LOG_PARTITIONING": "auto",
     "SCALING_SENSOR_SECONDS": "3",
-    "SCALING_CATALOGUE_FILE": str(Path(__file__).with_name("demo_thresholds.toml")),
 }
 # It was measured within this hour already, and would not be due.
 CALLS_AGAIN = {"ops": {"scaling_metrics": {"config": {"metrics": ["google_calls_month"]}}}}

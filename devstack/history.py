@@ -6,10 +6,17 @@ Belongs here: rows of the pipeline's own tables that the demo and the pictures s
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 from psycopg.rows import TupleRow
 
+SETTINGS = {
+    "SCALING_INCREMENTAL_SYNC": "auto",
+    "SCALING_PARALLEL_SYNC": "auto",
+    "SCALING_CATALOGUE_FILE": str(Path(__file__).with_name("demo_thresholds.toml")),
+}
+"""What lets thresholds act on it."""
 CALLS_LEFT = 100
 """To the threshold of the scaling plan, 10,000 a month: one complete read of all calendars takes it over it."""
 CALLS_OF_THE_PLAN = 10_000
@@ -38,12 +45,12 @@ def seed(connection: psycopg.Connection[TupleRow], now: datetime) -> None:
         # Yesterday each of the first two was over its threshold for the first time.
         ("google_tenants", "", min(tenants, 30), 0.35),
         ("audit_logs_bytes", "shard=main", 0.99 * size, 0.006 * size),
-        ("users_total", "", users, 3.0),
+        ("users_total", "", users, 5.0),
     ):
         connection.execute(
             "INSERT INTO scaling.samples (metric, dims, at, status, value, evidence)"
             " SELECT %(metric)s, %(dims)s, %(yesterday)s::timestamptz - n * interval '1 day', 'ok',"
-            "        greatest(%(last)s - %(pace)s * (n + 0.2 * sin(n * 2.4)), 0), %(made_up)s::jsonb"
+            "        floor(greatest(%(last)s - %(pace)s * (n + 0.2 * sin(n * 2.4)), 0)), %(made_up)s::jsonb"
             " FROM generate_series(0, %(days)s) n",
             {
                 "metric": metric,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from devstack import stack
+from devstack import history, stack
 from devstack.processes import VAR, free_port
 from devstack.stack import Stack
 from scaling.errors import UserError, run_command
@@ -89,10 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with (
         console.status("Starting Postgres, S3, Google Calendar and Dagster") as status,
         stack.running(
-            DIRECTORY, disposable=False, push=not options.no_push, settings={"PIPELINE_AUTOSTART": "true"}
+            DIRECTORY,
+            disposable=False,
+            push=not options.no_push,
+            past=True,
+            settings={**history.SETTINGS, "PIPELINE_AUTOSTART": "true"},
         ) as running,
     ):
         ui = stack.start_webserver(running, port=port)
+        for job in ("scaling_metrics_job", "scaling_forecasts_job"):  # their schedules would be hours away
+            ui.launch_job("scaling", job)
         stack.start_daemon(running, ui)
         status.stop()
         console.print(greeting(running, ui.url))

@@ -42,6 +42,10 @@ def pages(ui: DagsterUi) -> dict[str, str]:
         "sync-partitions": f"/assets/calendar_events?view=partitions&partition={quote(workspaces[0])}",
         "sync-run": f"/runs/{ticks[0].id}",
         "sync-ticks": "/assets/sync_ticks?view=overview",
+        "lineage-scaling": "/locations/__repository__@scaling/asset-groups/scaling/lineage",
+        "scaling-metrics": "/assets/scaling_metrics?view=overview",
+        "scaling-forecasts": "/assets/scaling_forecasts?view=overview",
+        "scaling-episodes": "/assets/scaling_episodes?view=overview",
         "sync-checks": "/assets/calendar_events?view=checks&checkDetail=nobody_is_needed",
     }
 
@@ -58,6 +62,11 @@ def take(page: Page, url: str, path: str, target: Path) -> None:
     page.goto(url + path, wait_until="domcontentloaded")
     page.wait_for_timeout(QUIET_MILLISECONDS)
     expect(page.get_by_text(re.compile("^Loading"))).to_have_count(0, timeout=LOADED_MILLISECONDS)
+    if path.startswith("/assets/scaling"):  # what there is to see begins below the description
+        page.get_by_text("Metadata", exact=True).first.scroll_into_view_if_needed()
+        page.mouse.move(700, 700)
+        page.mouse.wheel(0, 450)
+        page.wait_for_timeout(500)
     page.screenshot(path=target)
 
 

@@ -24,7 +24,7 @@ from scaling.resources import ScalingResource, failing_with_a_sentence
 from scaling.samples import Sample, Status
 from scaling.settings import ScalingSettings, load
 from scaling.thresholds import Phase
-from scaling.units import shown
+from scaling.units import Unit, shown
 
 GROUP = "scaling"
 MEASURED = ("scaling_metrics", "scaling_episodes", "scaling_data_health")
@@ -88,8 +88,8 @@ def scaling_metrics(
     over = [row for row in rows if row.crossed and _nobody_took_it_up(row)]
     yield dg.MaterializeResult(
         metadata={
+            **_table("headroom", [_headroom_row(row) for row in headroom.by_urgency(rows) if _is_shown(row)]),
             **_numbers(rows, done),
-            **_table("headroom", [_headroom_row(row) for row in headroom.by_urgency(rows) if row.metric.rule]),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -124,10 +124,10 @@ def scaling_forecasts(scaling: ScalingResource) -> dg.MaterializeResult[None]:
         now = datetime.now(UTC)
         known = configured(load(ScalingSettings))
         with scaling.first_shard() as connection:
-            rows = [row for row in headroom.table(connection, known, now) if row.forecast and row.history]
-    rows = headroom.by_urgency(rows)
+            rows = headroom.by_urgency(headroom.table(connection, known, now))
+    rows = [row for row in rows if row.forecast and row.history and _is_shown(row)]
     pictures = {}
-    for row in rows[:CHARTS_SHOWN]:
+    for row in sorted(rows, key=lambda row: not (row.forecast and row.forecast.trend))[:CHARTS_SHOWN]:
         rule, foreseen = row.metric.rule, row.forecast
         if rule is None or foreseen is None:
             continue
@@ -146,11 +146,11 @@ def scaling_forecasts(scaling: ScalingResource) -> dg.MaterializeResult[None]:
         )
     return dg.MaterializeResult(
         metadata={
+            **pictures,
+            **_table("forecasts", [_forecast_row(row) for row in rows]),
             "metrics": len(rows),
             "with_a_date": sum(bool(row.forecast and row.forecast.trend) for row in rows),
             "crossed": sum(row.crossed for row in rows),
-            **_table("forecasts", [_forecast_row(row) for row in rows]),
-            **pictures,
         }
     )
 
@@ -182,13 +182,13 @@ def scaling_episodes(scaling: ScalingResource) -> Iterator[dg.MaterializeResult[
         effects.update(connection, datetime.now(UTC))
         waiting = episodes.listing(connection, states=WAITING, limit=EPISODES_SHOWN)
         newest = episodes.listing(connection, limit=EPISODES_SHOWN)
-    shown = list({episode.id: episode for episode in (*waiting, *newest)}.values())[:EPISODES_SHOWN]
+    listed = list({episode.id: episode for episode in (*waiting, *newest)}.values())[:EPISODES_SHOWN]
     stuck = [episode for episode in waiting if episode.state is EpisodeState.NEEDS_HUMAN]
     yield dg.MaterializeResult(
         metadata={
+            **_table("episodes", [_row(episode) for episode in listed]),
             "needs_human": len(stuck),
             "proposed": len(waiting) - len(stuck),
-            **_table("episodes", [_row(episode) for episode in shown]),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -250,6 +250,11 @@ def scaling_data_health(scaling: ScalingResource) -> Iterator[dg.MaterializeResu
     )
 
 
+def _is_shown(row: Headroom) -> bool:
+    """Whether a row of the tables is worth its place: one that is judged, and no source that is well."""
+    return row.metric.rule is not None and (row.metric.unit is not Unit.PERIODS or row.crossed)
+
+
 def _nobody_took_it_up(row: Headroom) -> bool:
     """Whether a crossed metric waits for somebody: its episode neither acts, has acted, nor was acknowledged."""
     if row.state is None or row.state.phase not in (Phase.FIRED, Phase.CLEARING, Phase.LATCHED) or row.episode is None:
@@ -260,27 +265,27 @@ def _nobody_took_it_up(row: Headroom) -> bool:
 
 def _numbers(rows: Sequence[Headroom], done: Measurement) -> dict[str, float | int]:
     """What plots: every figure that was taken, by its name."""
-    figures = {row.name: row.sample.value for row in rows if row.sample is not None and row.sample.value is not None}
+    figures = {
+        row.name: row.sample.value
+        for row in rows
+        if row.sample is not None and row.sample.value is not None and row.metric.unit is not Unit.PERIODS
+    }
     counts = {
         "figures_taken": len(done.samples),
         "metrics_crossed": sum(row.crossed for row in rows),
         "events": len(done.happened),
     }
-    return {**counts, **{name: value for name, value in figures.items() if not name.startswith("source_health")}}
+    return {**figures, **counts}
 
 
 def _headroom_row(row: Headroom) -> dict[str, str | int | float]:
     return {
         "metric": row.name,
-        "title": row.metric.title,
         "value": headroom.value_in_words(row),
         "threshold": headroom.threshold_in_words(row.metric),
         "used": "" if row.used is None else f"{row.used:.0%}",
         "crosses about": headroom.eta_in_words(row),
         "state": headroom.state_in_words(row),
-        "plan": row.metric.requirement,
-        "owner": row.metric.owner,
-        "runbook": row.metric.runbook,
     }
 
 
@@ -298,20 +303,15 @@ def _forecast_row(row: Headroom) -> dict[str, str | int | float]:
 
 
 def _row(episode: Episode) -> dict[str, str | int | float]:
+    said = str((episode.effect or {}).get("sentence", "")) or episode.error or ""
     return {
         "episode": episode.id,
-        "rule": episode.rule,
-        "of": episode.dims,
-        "state": episode.state.value,
-        "capability": episode.capability.value if episode.capability else "",
-        "value": episode.value,
-        "threshold": episode.threshold,
+        "rule": f"{episode.rule} ({episode.dims})" if episode.dims else episode.rule,
+        "state": episode.state.value + (f", by {episode.approved_by}" if episode.approved_by else ""),
+        "value": f"{episode.value:,.10g} (threshold {episode.threshold:,.10g})",
         "fired": f"{episode.fired_at:%Y-%m-%d %H:%M}",
         "recovered": f"{episode.recovered_at:%Y-%m-%d %H:%M}" if episode.recovered_at else "",
-        "approved by": episode.approved_by or "",
-        "attempts": episode.attempts,
-        "error": (episode.error or "")[:TEXT_SHOWN],
-        "effect": str((episode.effect or {}).get("sentence", ""))[:TEXT_SHOWN],
+        "effect or error": said[:TEXT_SHOWN],
     }
 
 

@@ -6,6 +6,7 @@ not: arguments (`scaling.__main__`), or anything they show (`scaling.headroom`, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
@@ -74,16 +75,20 @@ def status(console: Console) -> int:
         rows = headroom.table(connection, known, now)
         waiting = episodes.listing(connection, states=episodes.AGAIN[:3], limit=EPISODES_SHOWN)
     asleep = [row for row in rows if row.sample is None or row.sample.status is Status.NOT_CONFIGURED]
+    empty = [row for row in rows if row.sample is not None and row.sample.status is Status.EMPTY]
+    quiet = [row for row in rows if row.metric.name == "source_health" and not row.crossed]
     table = Table(title=f"Scaling thresholds, {now:%Y-%m-%d %H:%M} UTC", title_justify="left")
     for heading in ("metric", "value", "threshold", "used", "crosses about", "state"):
         table.add_column(heading, justify="right" if heading in ("value", "threshold", "used") else "left")
-    for row in headroom.by_urgency([row for row in rows if row not in asleep and row.metric.rule]):
+    for row in headroom.by_urgency([row for row in rows if row not in (*asleep, *empty, *quiet) and row.metric.rule]):
         table.add_row(*_cells(row))
     if table.row_count:
         console.print(table)
     for row in rows:
-        if row not in asleep and not row.metric.rule:
+        if row not in (*asleep, *empty) and not row.metric.rule:
             console.print(f"evidence: {row.name} is {headroom.value_in_words(row)}", soft_wrap=True)
+    if empty:
+        console.print(f"nothing of it here: {', '.join(row.name for row in empty)}", soft_wrap=True)
     if asleep:
         console.print(_asleep(asleep), soft_wrap=True)
     for episode in waiting:
@@ -159,13 +164,8 @@ def replay(console: Console, name: str, changed: Mapping[str, object]) -> int:
     metric, _ = configured(load(ScalingSettings)).judged(name)
     with first_shard("replay") as connection:
         rule, found = headroom.replay(connection, metric, changed)
-    differs = "".join(f", {key} {value}" for key, value in changed.items())
-    console.print(
-        f"{name}: fires at {rule.compare.value} {shown(rule.threshold, metric.unit)} in {rule.breaches} of {rule.of}"
-        f"{differs}. Nothing is changed by this.",
-        soft_wrap=True,
-        markup=False,
-    )
+    tried = headroom.condition_in_words(replace(metric, rule=rule))
+    console.print(f"Tried, and nothing is changed by it: {tried}", soft_wrap=True, markup=False)
     if not found:
         console.print("Nothing is on record.")
     for each in found:
