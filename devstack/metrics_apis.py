@@ -1,7 +1,8 @@
 """The APIs that metrics of the thresholds come from, on 127.0.0.1 and in their documented shapes.
 
 Belongs here: a Prometheus server's query, a Supabase project's metrics, the management APIs of Supabase and Upstash,
-Vercel's metrics and bills, Anthropic's reports; their authentication and paging; scripted misbehaviour.
+Vercel's metrics and bills, Anthropic's reports, Google's tokens and count of calls; their authentication and paging;
+scripted misbehaviour.
 Does not: what any of it means (`scaling.sources`).
 
 `python -m devstack.metrics_apis` serves plausible figures and prints the environment that points the pipelines at them.
@@ -13,18 +14,26 @@ import base64
 import contextlib
 import json
 import logging
+import re
 import secrets
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from google.auth import jwt
+from google.auth.exceptions import GoogleAuthError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -38,6 +47,15 @@ PROJECT = "abcdefghijklmnopqrst"
 ORGANIZATION = "acme"
 TEAM = "team_acme"
 REDIS = "11111111-2222-3333-4444-555555555555"
+GOOGLE_PROJECT = "acme-calendar"
+GOOGLE_ACCOUNT = f"metrics@{GOOGLE_PROJECT}.iam.gserviceaccount.com"
+GOOGLE_AUDIENCE = "https://oauth2.googleapis.com/token"
+GOOGLE_SCOPE = "https://www.googleapis.com/auth/monitoring.read"
+CALENDAR_CALLS = {
+    "metric.type": "serviceruntime.googleapis.com/api/request_count",
+    "resource.type": "consumed_api",
+    "resource.labels.service": "calendar-json.googleapis.com",
+}
 START_TIMEOUT_SECONDS = 20.0
 DAY = timedelta(days=1)
 
@@ -61,6 +79,8 @@ class Figures:
         usage_hours: the same by hour.
         redis: statistics of the database.
         most_buckets: on one page of a report, however many were asked for.
+        google_calls: that Google counted, by class of response (``2xx``), by the end of the minute they were made in.
+        most_points: on one page of Google's, however many were asked for.
     """
 
     queries: dict[str, Json] = field(default_factory=dict)
@@ -76,6 +96,8 @@ class Figures:
     usage_hours: dict[datetime, list[Json]] = field(default_factory=dict)
     redis: Json = field(default_factory=dict)
     most_buckets: int = 168
+    google_calls: dict[datetime, dict[str, int]] = field(default_factory=dict)
+    most_points: int = 100_000
 
 
 @dataclass(slots=True)
@@ -116,7 +138,9 @@ class MetricsApis:
     Attributes:
         url: where it listens.
         figures: what it knows.
-        secret: part of every credential it accepts.
+        secret: part of every credential it accepts, but of Google's key.
+        key_file: of the service account that gets tokens; gone when the server is.
+        public_key: that its assertions are checked against.
         faults: what goes wrong; the first that is for a request and not used up.
         requests: method, path and query of everything that was asked.
         bodies: what was sent with a POST.
@@ -125,6 +149,8 @@ class MetricsApis:
     url: str
     figures: Figures
     secret: str = field(repr=False)
+    key_file: Path
+    public_key: bytes
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str, list[tuple[str, str]]]] = field(default_factory=list)
     bodies: list[Json] = field(default_factory=list)
@@ -150,6 +176,10 @@ class MetricsApis:
             "SUPABASE_ORGANIZATION": ORGANIZATION,
             "SUPABASE_ACCESS_TOKEN": f"sbp_{self.secret}",
             "SUPABASE_SECRET_KEY": f"sb_secret_{self.secret}",
+            "GOOGLE_MONITORING_ENDPOINT": self.url,
+            "GOOGLE_MONITORING_TOKEN_URL": f"{self.url}/token",
+            "GOOGLE_MONITORING_PROJECT": GOOGLE_PROJECT,
+            "GOOGLE_MONITORING_CREDENTIALS_FILE": str(self.key_file),
         }
 
     def fault(self, path: str) -> Fault | None:
@@ -186,6 +216,8 @@ class _Api:
                 Route("/metrics/v1", self.vercel, methods=["POST"]),
                 Route("/v1/billing/charges", self.charges),
                 Route("/v2/redis/stats/{database}", self.redis),
+                Route("/token", self.google_token, methods=["POST"]),
+                Route("/v3/projects/{project}/timeSeries", self.google_series),
             ]
         )
 
@@ -330,6 +362,63 @@ class _Api:
             return PlainTextResponse("database not found", 404)
         return JSONResponse(self.served.figures.redis)
 
+    async def google_token(self, request: Request) -> Response:
+        form = dict(parse_qsl((await request.body()).decode()))
+        if form.get("grant_type") != "urn:ietf:params:oauth:grant-type:jwt-bearer":
+            return JSONResponse({"error": "unsupported_grant_type", "error_description": "Invalid grant_type"}, 400)
+        try:
+            claims = jwt.decode(  # type: ignore[no-untyped-call]
+                form.get("assertion", ""), certs=self.served.public_key, audience=GOOGLE_AUDIENCE
+            )
+        except (ValueError, GoogleAuthError):
+            return JSONResponse({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}, 400)
+        if claims["iss"] != GOOGLE_ACCOUNT:
+            return JSONResponse(
+                {"error": "invalid_grant", "error_description": "Invalid grant: account not found"}, 400
+            )
+        if claims["scope"] != GOOGLE_SCOPE:
+            return JSONResponse({"error": "invalid_scope", "error_description": "Invalid OAuth scope."}, 400)
+        return JSONResponse(
+            {"access_token": f"ya29.c.{self.served.secret}", "expires_in": 3599, "token_type": "Bearer"}
+        )
+
+    async def google_series(self, request: Request) -> Response:
+        asked = request.query_params
+        if request.headers.get("authorization") != f"Bearer ya29.c.{self.served.secret}":
+            return _google_error(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.")
+        if request.path_params["project"] != GOOGLE_PROJECT:
+            return _google_error(403, "PERMISSION_DENIED", "Permission monitoring.timeSeries.list denied.")
+        wanted = dict(re.findall(r'([\w.]+)\s*=\s*"([^"]*)"', asked.get("filter", "")))
+        seconds = re.fullmatch(r"(\d+)s", asked.get("aggregation.alignmentPeriod", ""))
+        start, end = (
+            _moment(asked.get(f"interval.{key}", _rfc(datetime.now(UTC)))) for key in ("startTime", "endTime")
+        )
+        if (
+            "metric.type" not in wanted
+            or seconds is None
+            or int(seconds[1]) < 60
+            or asked.get("aggregation.perSeriesAligner") != "ALIGN_SUM"
+            or asked.get("aggregation.crossSeriesReducer") != "REDUCE_SUM"
+            or not start < end
+        ):
+            return _google_error(400, "INVALID_ARGUMENT", "Request contains an invalid argument.")
+        group = asked.get("aggregation.groupByFields") == "metric.labels.response_code_class"
+        width = timedelta(seconds=int(seconds[1]))
+        sums: dict[tuple[str, datetime], int] = {}
+        for at, classes in self.served.figures.google_calls.items() if wanted == CALENDAR_CALLS else ():
+            for kind, count in classes.items() if start < at <= end else ():
+                key = (kind if group else "", end - (end - at) // width * width)
+                sums[key] = sums.get(key, 0) + count
+        points = sorted(sums.items(), key=lambda point: (point[0][0], -point[0][1].timestamp()))
+        begin = int(asked.get("pageToken", "0"))
+        limit = min(int(asked.get("pageSize", "100000")), self.served.figures.most_points)
+        return JSONResponse(
+            {
+                **({"timeSeries": _series(points[begin : begin + limit], width), "unit": "1"} if points else {}),
+                **({"nextPageToken": str(begin + limit)} if begin + limit < len(points) else {}),
+            }
+        )
+
     def _bearer(self, request: Request, name: str) -> bool:
         return request.headers.get("authorization") == f"Bearer {self.served.environment()[name]}"
 
@@ -366,6 +455,33 @@ def _vercel_error(status: int, code: str, message: str) -> Response:
 
 def _anthropic_error(status: int, kind: str, message: str) -> Response:
     return JSONResponse({"type": "error", "error": {"type": kind, "message": message}}, status)
+
+
+def _google_error(status: int, kind: str, message: str) -> Response:
+    return JSONResponse({"error": {"code": status, "message": message, "status": kind}}, status)
+
+
+def _series(points: Sequence[tuple[tuple[str, datetime], int]], width: timedelta) -> list[Json]:
+    return [
+        {
+            "metric": {
+                "type": CALENDAR_CALLS["metric.type"],
+                **({"labels": {"response_code_class": kind}} if kind else {}),
+            },
+            "resource": {"type": CALENDAR_CALLS["resource.type"], "labels": {"project_id": GOOGLE_PROJECT}},
+            "metricKind": "DELTA",
+            "valueType": "INT64",
+            "points": [
+                {
+                    "interval": {"startTime": _rfc(end - width), "endTime": _rfc(end)},
+                    "value": {"int64Value": str(count)},
+                }
+                for (each, end), count in points
+                if each == kind
+            ],
+        }
+        for kind in sorted({kind for (kind, _), _ in points})
+    ]
 
 
 def _moment(text: str) -> datetime:
@@ -500,6 +616,11 @@ def plausible(now: datetime) -> Figures:
             "misses": [{"x": go_time(now - n * five), "y": 9_000 - 40 * n} for n in range(12, -1, -1)],
             "daily_net_commands": 1_200,
         },
+        google_calls={
+            at: {"2xx": 96, "4xx": 4}
+            for n in range(1, 31 * 48)
+            if (at := first + n * timedelta(minutes=30)) <= now - timedelta(minutes=20)
+        },
     )
 
 
@@ -525,6 +646,27 @@ def pooler(**others: Any) -> Json:  # noqa: ANN401 - JSON
     }
 
 
+def google_key(key: rsa.RSAPrivateKey, **others: Any) -> Json:  # noqa: ANN401 - JSON
+    """Make the key file of the service account.
+
+    Args:
+        key: that signs for it.
+        others: keys with other values.
+    """
+    return {
+        "type": "service_account",
+        "project_id": GOOGLE_PROJECT,
+        "private_key_id": secrets.token_hex(20),
+        "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        "client_email": GOOGLE_ACCOUNT,
+        "client_id": "100000000000000000001",
+        "auth_uri": "https://accounts.google.com/o/oauth2/auth",
+        "token_uri": GOOGLE_AUDIENCE,
+        "universe_domain": "googleapis.com",
+        **others,
+    }
+
+
 @contextmanager
 def run(figures: Figures | None = None, *, port: int = 0) -> Iterator[MetricsApis]:
     """Serve from a thread of this process.
@@ -536,15 +678,19 @@ def run(figures: Figures | None = None, *, port: int = 0) -> Iterator[MetricsApi
     Raises:
         RuntimeError: the server does not start.
     """
-    with socket.socket() as listener:
+    with socket.socket() as listener, tempfile.TemporaryDirectory(prefix="metrics-apis-") as kept:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen(128)
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         served = MetricsApis(
             f"http://127.0.0.1:{listener.getsockname()[1]}",
             figures or plausible(datetime.now(UTC)),
             secrets.token_hex(12),
+            Path(kept) / "service-account.json",
+            key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
         )
+        served.key_file.write_text(json.dumps(google_key(key)))
         config = uvicorn.Config(
             _Api(served),
             http=_Protocol,

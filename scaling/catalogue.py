@@ -20,6 +20,7 @@ from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
 from scaling.sources import Source
 from scaling.sources.anthropic import AnthropicCost, AnthropicUsage
 from scaling.sources.derived import AiCostRatio, Derived, Ratio, SourceHealth
+from scaling.sources.google_monitoring import GoogleCalendarCalls
 from scaling.sources.prometheus import PrometheusScrape
 from scaling.sources.sql import Across, SqlSource
 from scaling.sources.supabase import SupabaseDisk, SupabasePlan, SupabasePooler
@@ -297,6 +298,14 @@ def _calendar_sync(runs: Mapping[str, object]) -> Iterable[Metric]:
             "polled rarely.",
             "One complete read of each calendar more, to get its first token.",
         ),
+    )
+    yield Metric(
+        "google_calls_month_billed",
+        "Calls to Google Calendar this month, by Google's count",
+        Unit.CALLS,
+        GoogleCalendarCalls(),
+        HOUR,
+        "2.1",
     )
     yield Metric(
         "google_tenants",

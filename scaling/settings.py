@@ -143,6 +143,18 @@ class ScalingSettings(CapabilitySettings):
     supabase_project_endpoint: str | None = Field(
         default=None, description="The project's own address; unset: https://SUPABASE_PROJECT_REF.supabase.co"
     )
+    google_monitoring_project: str | None = Field(
+        default=None, description="Google Cloud project of the OAuth client; its count of Calendar calls is read."
+    )
+    google_monitoring_credentials_file: Path | None = Field(
+        default=None, description="JSON key of a service account with the role Monitoring Viewer there."
+    )
+    google_monitoring_endpoint: str = Field(
+        default="https://monitoring.googleapis.com", description="Cloud Monitoring's API; other only in tests."
+    )
+    google_monitoring_token_url: str = Field(
+        default="https://oauth2.googleapis.com/token", description="Its OAuth token endpoint; other only in tests."
+    )
     ai_monthly_budget_usd: float | None = Field(default=None, gt=0, description="Budget of the AI chat a month, USD.")
 
     @field_validator(
@@ -152,6 +164,8 @@ class ScalingSettings(CapabilitySettings):
         "upstash_endpoint",
         "supabase_endpoint",
         "supabase_project_endpoint",
+        "google_monitoring_endpoint",
+        "google_monitoring_token_url",
     )
     @classmethod
     def _keeps_secrets_secret(cls, value: str | None) -> str | None:

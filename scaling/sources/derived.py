@@ -130,6 +130,49 @@ class AiCostRatio:
 
 
 @dataclass(frozen=True, slots=True)
+class CallsGap:
+    """How far the calls that somebody else counted this month are from those counted here, as a share of theirs.
+
+    What is missing there is no gap as far as it was made after their count ends, were the month's calls spread evenly:
+    else the first hours of every month would be one.
+
+    Attributes:
+        billed: metric of the other side's count, month to date, with `data_complete_until` in its evidence.
+        own: metric of the count made here, month to date.
+    """
+
+    billed: str
+    own: str
+
+    def derive(self, metric: str, known: Known, settings: ScalingSettings, now: datetime) -> tuple[Sample, ...]:
+        """See `Derived`."""
+        del settings
+        billed, own = _only(known, self.billed), _only(known, self.own)
+        if billed is None or own is None:
+            return ()
+        period = f"{now.astimezone(UTC):%Y-%m}"
+        until = billed.evidence.get("data_complete_until")
+        evidence: dict[str, object] = {self.billed: billed.value, self.own: own.value, "data_complete_until": until}
+        for side in (billed, own):
+            if side.value is None or side.period != period:
+                return (_without(metric, now, side, evidence),)
+        theirs, ours = billed.value or 0.0, own.value or 0.0
+        if not theirs and ours:
+            return (Sample(metric, now, None, Status.ERROR, evidence={**evidence, "error": f"{self.billed} is 0"}),)
+        ended = own.at.astimezone(UTC)
+        month = ended - ended.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        lag = ended - datetime.fromisoformat(str(until)) if until else timedelta(0)
+        unseen = ours * min(max(lag / month, 0.0), 1.0) if month else 0.0
+        evidence["made_after_their_count_ends"] = round(unseen)
+        apart = max(ours - theirs - unseen, 0.0) if ours > theirs else theirs - ours
+        return (measured(metric, now, apart / theirs if theirs else 0.0, evidence=evidence),)
+
+    def describe(self) -> str:
+        """See `Derived`."""
+        return f"|{self.billed} - {self.own}| / {self.billed}, without what was called after the former's count ends"
+
+
+@dataclass(frozen=True, slots=True)
 class SourceHealth:
     """How long each metric has been without a figure, in periods of its own.
 

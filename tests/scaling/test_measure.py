@@ -19,7 +19,7 @@ from scaling.measure import KEPT, due, measure
 from scaling.samples import Sample, Status
 from scaling.settings import ArchiveSourceSettings, ScalingSettings, SyncScheduleSettings
 from scaling.sources import Reach
-from scaling.sources.derived import AiCostRatio, Known, Ratio, SourceHealth, Watched
+from scaling.sources.derived import AiCostRatio, CallsGap, Known, Ratio, SourceHealth, Watched
 from scaling.sources.sql import SqlSource
 from scaling.thresholds import Compare, Fired, Rule
 from scaling.units import Unit
@@ -209,6 +209,49 @@ def test_without_a_budget_the_ratio_is_not_configured_and_says_which_setting_is_
     sample = cost(Sample("bill", NOW, 40.0, period="2026-11"), own, budget=None)
     assert sample.status is Status.NOT_CONFIGURED
     assert "AI_MONTHLY_BUDGET_USD" in sample.evidence["note"]
+
+
+def gap(
+    billed: float | None, own: float | None, *, now: datetime = NOW, until: datetime = NOW, **others: str
+) -> Sample:
+    """Of Google's count, which ends at `until`, and the own one."""
+    period = others.get("period", "2026-11")
+    evidence = {"data_complete_until": until.isoformat()}
+    status = Status(others.get("status", "error"))
+    sides = {
+        "billed": Sample("billed", now, billed, Status.OK if billed is not None else status, "", period, evidence),
+        "own": Sample("own", now, own, Status.OK if own is not None else status, "", "2026-11"),
+    }
+    (sample,) = CallsGap("billed", "own").derive("gap", known(**sides), settings({}), now)
+    return sample
+
+
+def test_the_gap_is_what_the_own_count_is_off_in_either_direction() -> None:
+    assert gap(100.0, 100.0).value == 0.0
+    assert gap(100.0, 85.0).value == pytest.approx(0.15)
+    assert gap(100.0, 115.0).value == pytest.approx(0.15)
+    assert gap(100.0, 0.0).value == 1.0
+    assert gap(0.0, 0.0).value == 0.0
+    assert gap(0.0, 5.0).status is Status.ERROR
+
+
+def test_what_was_called_after_googles_count_ends_is_no_gap() -> None:
+    first = datetime(2026, 11, 1, tzinfo=UTC)
+    early, until = first + HOUR, first + HOUR / 2
+    assert gap(50.0, 100.0, now=early, until=until).value == 0.0
+    assert gap(20.0, 100.0, now=early, until=until).value == pytest.approx(1.5)  # (100 - 20 - 50) / 20
+    assert gap(100.0, 50.0, now=early, until=until).value == 0.5
+    assert gap(50.0, 50.0, now=first, until=first).value == 0.0
+
+
+@pytest.mark.parametrize("status", [Status.NOT_CONFIGURED, Status.ERROR, Status.STALE, Status.EMPTY, Status.PARTIAL])
+def test_without_one_of_the_counts_there_is_no_gap_and_it_says_why(status: Status) -> None:
+    for billed, own in ((None, 100.0), (100.0, None)):
+        sample = gap(billed, own, status=status)
+        assert (sample.status, sample.value) == (status, None)
+        assert sample.evidence["note"].endswith(f"is {status}")
+    assert gap(100.0, 100.0, period="2026-10").status is Status.STALE
+    assert CallsGap("billed", "own").derive("gap", known(own=Sample("own", NOW, 1.0)), settings({}), NOW) == ()
 
 
 def test_a_source_is_as_sick_as_its_time_without_a_figure_and_what_never_was_is_not_missed() -> None:
