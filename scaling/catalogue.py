@@ -19,7 +19,7 @@ from scaling.errors import UserError
 from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
 from scaling.sources import Source
 from scaling.sources.anthropic import AnthropicCost, AnthropicUsage
-from scaling.sources.derived import AiCostRatio, Derived, Ratio, SourceHealth
+from scaling.sources.derived import AiCostRatio, CallsGap, Derived, Ratio, SourceHealth
 from scaling.sources.google_monitoring import GoogleCalendarCalls
 from scaling.sources.prometheus import PrometheusScrape
 from scaling.sources.sql import Across, SqlSource
@@ -306,6 +306,24 @@ def _calendar_sync(runs: Mapping[str, object]) -> Iterable[Metric]:
         GoogleCalendarCalls(),
         HOUR,
         "2.1",
+    )
+    yield Metric(
+        "google_calls_gap",
+        "Google's count of calls against the own one",
+        Unit.SHARE,
+        CallsGap("google_calls_month_billed", "google_calls_month"),
+        HOUR,
+        "2.1",
+        _rule("google_calls_gap", Compare.ABOVE, 0.1, HOUR, recovery=0.05, votes=(3, 5), rearm=Rearm.REPEAT),
+        None,
+        Recommendation(
+            "See which count is higher. Google's: look for retries inside the HTTP library, another app or a person "
+            "with credentials of the same project (Metrics Explorer, request_count by credential_id), runs that were "
+            "killed before they wrote their calls down (sync_timeouts_month). The own one: calls that never reached "
+            "Google, or GOOGLE_MONITORING_PROJECT is not the project of GOOGLE_CLIENT_ID.",
+            "google_calls_month, which switches incremental sync on, counts what Google's quota counts.",
+            "An hour of reading; a project of its own for the other app, where there is one.",
+        ),
     )
     yield Metric(
         "google_tenants",
