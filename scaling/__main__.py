@@ -20,6 +20,7 @@ from scaling.settings import (
     ArchiveSourceSettings,
     AutomationSettings,
     DatabaseSettings,
+    ExporterSettings,
     ScalingSettings,
     SyncSettings,
     WebhookSettings,
@@ -32,6 +33,7 @@ GROUPS: dict[str, type[BaseSettings]] = {
     "webhook": WebhookSettings,
     "archive": ArchiveSettings,
     "scaling": ScalingSettings,
+    "exporter": ExporterSettings,
     "automation": AutomationSettings,
 }
 

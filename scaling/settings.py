@@ -176,6 +176,30 @@ class ScalingSettings(CapabilitySettings):
         return value.rstrip("/")
 
 
+class ExporterSettings(BaseSettings):
+    """Where the figures for Prometheus are served; all of it has defaults."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    exporter_host: str = Field(default="127.0.0.1", description="Address `python -m scaling.exporter` binds.")
+    exporter_port: int = Field(default=9464, ge=0, le=65535, description="Port it binds; 0 picks one.")
+    exporter_timeout_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="One scrape may take this long; shorter than Prometheus's scrape_timeout."
+    )
+
+
+class DagsterStorageSettings(BaseSettings):
+    """Where Dagster keeps its runs and ticks: the variables that dagster.yaml reads."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    dagster_pg_host: str | None = Field(default=None, description="Its host; unset: nothing of it is exported.")
+    dagster_pg_port: int = Field(default=5432, ge=1, le=65535, description="Its port.")
+    dagster_pg_user: str | None = Field(default=None, description="Its login.")
+    dagster_pg_password: SecretStr | None = Field(default=None, description="The login's password.")
+    dagster_pg_db: str = Field(default="dagster", description="Its database.")
+
+
 class SyncScheduleSettings(BaseSettings):
     """When the sync runs; all of it has defaults, so that definitions load without any environment."""
 
@@ -219,7 +243,24 @@ class SyncScheduleSettings(BaseSettings):
         return self
 
 
-class SyncSettings(SyncScheduleSettings):
+class SyncLimitSettings(SyncScheduleSettings):
+    """How many calls to Google there may be; all of it has defaults, so whoever watches the sync needs no secrets."""
+
+    sync_parallelism: int = Field(
+        default=8, ge=1, le=64, description="Calls to Google one run has under way at a time."
+    )
+    sync_calls_per_minute: int = Field(
+        default=10_000, ge=1, description="Google's quota of the project: Calendar API requests a minute."
+    )
+    sync_calls_per_minute_and_user: int = Field(
+        default=600, ge=1, description="Google's quota of one user of the project: requests a minute."
+    )
+    sync_calls_per_day: int = Field(
+        default=1_000_000, ge=1, description="Requests a day (Pacific time); then the sync pauses until midnight."
+    )
+
+
+class SyncSettings(SyncLimitSettings):
     """Google Calendar to Postgres."""
 
     google_client_id: str = Field(min_length=1, description="OAuth client the tenants granted access to.")
@@ -233,9 +274,6 @@ class SyncSettings(SyncScheduleSettings):
     google_token_url: str = Field(
         default="https://oauth2.googleapis.com/token", description="OAuth token endpoint; other only in the devstack."
     )
-    sync_parallelism: int = Field(
-        default=8, ge=1, le=64, description="Calls to Google one run has under way at a time."
-    )
     sync_tenant_parallelism: int = Field(
         default=4, ge=1, le=64, description="Workspaces of one tenant worked on at a time, in all runs together."
     )
@@ -244,15 +282,6 @@ class SyncSettings(SyncScheduleSettings):
     )
     sync_safety_poll_seconds: float = Field(
         default=86400.0, gt=0, description="A calendar with push is polled all the same after this long without a sync."
-    )
-    sync_calls_per_minute: int = Field(
-        default=10_000, ge=1, description="Google's quota of the project: Calendar API requests a minute."
-    )
-    sync_calls_per_minute_and_user: int = Field(
-        default=600, ge=1, description="Google's quota of one user of the project: requests a minute."
-    )
-    sync_calls_per_day: int = Field(
-        default=1_000_000, ge=1, description="Requests a day (Pacific time); then the sync pauses until midnight."
     )
 
     @field_validator("grant_encryption_keys", mode="before")
