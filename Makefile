@@ -8,7 +8,7 @@ ARGS ?=
 
 .PHONY: help
 help:  ## what can be typed here
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -83,6 +83,11 @@ chaos-archive: install  ## kill and cut off archive workers, then look for every
 .PHONY: bench-scaling
 bench-scaling: install  ## measure the thresholds against their targets, in 25 minutes (ARGS="--only rules eta")
 	@$(BIN)/python -m bench.scaling $(ARGS)
+	@$(BIN)/python -m bench.readme
+
+.PHONY: bench-observability
+bench-observability: install  ## measure what watches the pipelines, in under a minute (ARGS="--only exporter")
+	@$(BIN)/python -m bench.observability $(ARGS)
 	@$(BIN)/python -m bench.readme
 
 .PHONY: chaos-scaling
