@@ -66,7 +66,9 @@ def take(page: Page, url: str, path: str, target: Path) -> None:
         page.get_by_text("Metadata", exact=True).first.scroll_into_view_if_needed()
         page.mouse.move(700, 700)
         page.mouse.wheel(0, 450)
-        page.wait_for_timeout(500)
+        if "forecasts" in path:
+            page.get_by_text("[Show Markdown]").first.click()
+        page.wait_for_timeout(1000)
     page.screenshot(path=target)
 
 

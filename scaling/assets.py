@@ -278,40 +278,39 @@ def _numbers(rows: Sequence[Headroom], done: Measurement) -> dict[str, float | i
     return {**figures, **counts}
 
 
+# Four columns are what Dagster shows of a table beside a page's sidebar without cutting it off.
 def _headroom_row(row: Headroom) -> dict[str, str | int | float]:
+    used = "" if row.used is None else f" ({row.used:.0%})"
+    crosses = "" if row.crossed or headroom.eta_in_words(row) == "-" else f"; crosses {headroom.eta_in_words(row)}"
     return {
         "metric": row.name,
-        "value": headroom.value_in_words(row),
+        "value": headroom.value_in_words(row) + used,
         "threshold": headroom.threshold_in_words(row.metric),
-        "used": "" if row.used is None else f"{row.used:.0%}",
-        "crosses about": headroom.eta_in_words(row),
-        "state": headroom.state_in_words(row),
+        "state": headroom.state_in_words(row) + crosses,
     }
 
 
 def _forecast_row(row: Headroom) -> dict[str, str | int | float]:
-    foreseen = row.forecast
-    pace = foreseen.slope_per_day if foreseen else None
     return {
         "metric": row.name,
         "value": headroom.value_in_words(row),
         "threshold": headroom.threshold_in_words(row.metric),
-        "a day": "" if pace is None else f"{'+' if pace >= 0 else '-'}{shown(abs(pace), row.metric.unit)}",
-        "crosses about": headroom.eta_in_words(row),
-        "why": foreseen.reason[:TEXT_SHOWN] if foreseen else "",
+        "forecast": row.forecast.reason[:TEXT_SHOWN] if row.forecast else "",
     }
 
 
 def _row(episode: Episode) -> dict[str, str | int | float]:
     said = str((episode.effect or {}).get("sentence", "")) or episode.error or ""
+    happened = [
+        f"{episode.value:,.10g}, threshold {episode.threshold:,.10g}, {episode.fired_at:%Y-%m-%d %H:%M}",
+        *([f"recovered {episode.recovered_at:%Y-%m-%d %H:%M}"] if episode.recovered_at else []),
+        *([said[:TEXT_SHOWN]] if said else []),
+    ]
     return {
         "episode": episode.id,
         "rule": f"{episode.rule} ({episode.dims})" if episode.dims else episode.rule,
-        "state": episode.state.value + (f", by {episode.approved_by}" if episode.approved_by else ""),
-        "value": f"{episode.value:,.10g} (threshold {episode.threshold:,.10g})",
-        "fired": f"{episode.fired_at:%Y-%m-%d %H:%M}",
-        "recovered": f"{episode.recovered_at:%Y-%m-%d %H:%M}" if episode.recovered_at else "",
-        "effect or error": said[:TEXT_SHOWN],
+        "state": episode.state.value.replace("_", " ") + (f" by {episode.approved_by}" if episode.approved_by else ""),
+        "what happened": ". ".join(happened),
     }
 
 

@@ -7,6 +7,7 @@ that is shown (`scaling.console`, `scaling.assets`), or any of the parts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from scaling import episodes, samples, thresholds
 from scaling.capabilities import changes
@@ -100,7 +101,14 @@ def table(connection: Connection, catalogue: Catalogue, now: datetime, *, only: 
             foreseen = None
             if metric.rule is not None:
                 history = samples.history(connection, metric.name, dims=dims, since=now - LOOKED_BACK)
-                foreseen = forecast(history, metric.rule.threshold, metric.rule.compare, now, change_points=own)
+                foreseen = forecast(
+                    history,
+                    metric.rule.threshold,
+                    metric.rule.compare,
+                    now,
+                    change_points=own,
+                    unit_label=partial(shown, unit=metric.unit),
+                )
             key = (metric.name, dims)
             rows.append(Headroom(metric, dims, sample, states.get(key), latest.get(key), foreseen, history))
     return rows
