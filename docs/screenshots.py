@@ -59,6 +59,8 @@ def take(page: Page, url: str, path: str, target: Path) -> None:
         path: of the page.
         target: PNG file.
     """
+    # Dagster cuts tables off that are wider than a page's middle column.
+    page.set_viewport_size({"width": 1920 if path.startswith("/assets/scaling") else 1440, "height": 900})
     page.goto(url + path, wait_until="domcontentloaded")
     page.wait_for_timeout(QUIET_MILLISECONDS)
     expect(page.get_by_text(re.compile("^Loading"))).to_have_count(0, timeout=LOADED_MILLISECONDS)
