@@ -44,6 +44,7 @@ from archive_pipeline.months import Month, epoch_us
 from archive_pipeline.parts import LocalPart, stored_table, write_part
 from archive_pipeline.publication import Encoded, Step, Target
 from archive_pipeline.snapshot import Snapshot, SourceTable, caught_up_replica, require_closed, take
+from scaling import tracing
 from scaling.databases import Lsn, Shard
 from scaling.errors import UserError
 
@@ -102,6 +103,10 @@ class MonthReport:
     def manifest(self) -> Manifest:
         """What is published."""
         return self.found.manifest
+
+    def counts(self) -> dict[str, int]:
+        """The figures of a trace."""
+        return {"rows": self.stored.rows, "parts": len(self.manifest.parts), "late_rows": self.late_rows}
 
     @property
     def source_changed(self) -> str:
@@ -167,22 +172,24 @@ def archive_month(
         UserError: a setting, privilege, value or server is in the way; the sentence says which.
     """
     began = clock()
-    with shard.transaction() as connection:
-        written = require_closed(connection, target.table, month, target.grace)
-    with lease(shard, target.table, month) as held:
-        on_step(Step.LEASED)
-        work = _Work(shard, target, month, relation or target.table, held, on_step)
-        try:
-            found = _published(target, month, shard)
-            report = _archive(work, written) if found is None else _compare(work, found)
-            on_step(Step.RECORDED)
-            _publish_catalog(target)
-        except FencedError:
-            raise
-        except Exception as error:
-            with suppress(FencedError):
-                held.record_failed(str(error) if isinstance(error, UserError) else type(error).__name__)
-            raise
+    with tracing.span("month", {"dagster.partition_key": month.partition_key, "shard": shard.name}):
+        with shard.transaction() as connection:
+            written = require_closed(connection, target.table, month, target.grace)
+        with lease(shard, target.table, month) as held:
+            on_step(Step.LEASED)
+            work = _Work(shard, target, month, relation or target.table, held, on_step)
+            try:
+                found = _published(target, month, shard)
+                report = _archive(work, written) if found is None else _compare(work, found)
+                on_step(Step.RECORDED)
+                _publish_catalog(target)
+            except FencedError:
+                raise
+            except Exception as error:
+                with suppress(FencedError):
+                    held.record_failed(str(error) if isinstance(error, UserError) else type(error).__name__)
+                raise
+        tracing.ended(report.outcome, report.counts())
     return replace(report, seconds=clock() - began)
 
 
@@ -275,9 +282,11 @@ def _encode(
     clusters = Clusters(
         spill, columns, boundaries_of(extent.sample, -(-extent.row_bytes // limit)) if ids is None else ()
     )
-    source = snapshot.extract(
-        columns, extent, clusters.add, parallelism=target.parallelism, batch_bytes=target.batch_bytes, ids=ids
-    )
+    with tracing.span("extract"):
+        source = snapshot.extract(
+            columns, extent, clusters.add, parallelism=target.parallelism, batch_bytes=target.batch_bytes, ids=ids
+        )
+        tracing.counted({"rows": source.rows})
     _release_memory()
     divided = _divide(clusters.close(), target)
     metadata = {
@@ -312,10 +321,13 @@ def _encode(
         return Encoded(file, found.digest, found.merkle_root, seeds)
 
     with ThreadPoolExecutor(target.parallelism, thread_name_prefix="encode") as pool:
-        files = list(pool.map(write, range(len(divided))))
+        with tracing.span("encode"):
+            files = list(pool.map(tracing.carried(write), range(len(divided))))
+            tracing.counted({"parts": len(files), "bytes": sum(each.size for each in files)})
         _release_memory()
         work.on_step(Step.EXTRACTED)
-        encoded = list(pool.map(verify, files))
+        with tracing.span("match"):
+            encoded = list(pool.map(tracing.carried(verify), files))
     if finding := sum((each.digest for each in encoded), Digest()).difference(source):
         raise VerificationError(
             work.month.name, f"Parquet holds {finding}", _differing(snapshot, columns, encoded, directory, ids)
@@ -379,17 +391,19 @@ def _publish(
     prepare_catalog(target.bucket, target.layout, target.table, work.month, columns, target.glue)
     publication.remove_leftovers(target, held, work.month, keep=keys)
     with publication.undone(target, held, work.month):
-        parts = publication.upload(
-            target,
-            held,
-            work.month,
-            work.shard.name,
-            encoded,
-            generation=generation,
-            first_number=first,
-            on_step=work.on_step,
-        )
-        stored = publication.read_back(target, work.month, parts)
+        with tracing.span("upload"):
+            parts = publication.upload(
+                target,
+                held,
+                work.month,
+                work.shard.name,
+                encoded,
+                generation=generation,
+                first_number=first,
+                on_step=work.on_step,
+            )
+        with tracing.span("verify"):
+            stored = publication.read_back(target, work.month, parts)
     work.on_step(Step.READ_BACK)
     seeds = [each.seeds for each in encoded]
     if before and before.manifest.parts:
@@ -411,7 +425,8 @@ def _publish(
         supersedes=before.sha256 if before else None,
         salts_sha256=hashlib.sha256(salts).hexdigest() if salts is not None else None,
     )
-    found = publication.publish(target, held, manifest, salts=salts, source_rows=source_rows, on_step=work.on_step)
+    with tracing.span("publish"):
+        found = publication.publish(target, held, manifest, salts=salts, source_rows=source_rows, on_step=work.on_step)
     return found, stored
 
 

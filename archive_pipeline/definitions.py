@@ -19,6 +19,7 @@ from archive_pipeline.partitions import monthly_partitions
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.schedules import monthly_schedule, prune_schedule, upkeep_schedule
 from archive_pipeline.sensors import capability_sensors, failure_sensor
+from scaling.dagster_tracing import traced_in_process_executor
 from scaling.settings import ArchiveSourceSettings, AutomationSettings, load
 
 
@@ -43,7 +44,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
         sensors=[failure_sensor(automation), *capability_sensors(automation)],
         resources={"archive": ArchiveResource(), **(resources or {})},
         # A run works in one process; a process for each of its steps would cost seconds and buys nothing.
-        executor=dg.in_process_executor,
+        executor=traced_in_process_executor,
     )
 
 

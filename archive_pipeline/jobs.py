@@ -30,6 +30,7 @@ from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.restore import months_between, restore
 from archive_pipeline.snapshot import SourceTable
 from scaling.capabilities import Capability
+from scaling.dagster_tracing import traced_in_process_executor
 from scaling.errors import UserError
 from scaling.resources import failing_with_a_sentence
 from scaling.settings import ArchiveSettings, ArchiveSourceSettings, load
@@ -308,7 +309,7 @@ def archive_past_retention(context: dg.OpExecutionContext, config: EpisodeConfig
         _show_acted(context, acted, shown)
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def convert_audit_logs() -> None:
     """Convert the live, plain table of audit logs to monthly partitions, while everybody goes on reading and writing.
 
@@ -319,7 +320,7 @@ def convert_audit_logs() -> None:
     convert_to_partitions()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def prune_audit_logs() -> None:
     """Drop the months from Postgres that may go: archived, verified, past retention, approved where that is asked.
 
@@ -329,7 +330,7 @@ def prune_audit_logs() -> None:
     prune_partitions()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def approve_prune() -> None:
     """Approve the prune of a month that was proposed (ARCHIVE_PRUNE=propose), and drop it.
 
@@ -338,7 +339,7 @@ def approve_prune() -> None:
     approve_and_prune()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def restore_audit_logs() -> None:
     """Put archived months, or one tenant's rows of them, back into Postgres, proved equal before they are committed.
 
@@ -347,7 +348,7 @@ def restore_audit_logs() -> None:
     restore_months()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def erase_from_archive() -> None:
     """Erase a tenant's or a user's rows from every archived month; the chain records that, and the counts reconcile.
 
@@ -357,7 +358,7 @@ def erase_from_archive() -> None:
     erase_rows()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def partition_audit_logs() -> None:
     """Convert the table of audit logs because it crossed a threshold, then have every closed month archived.
 
@@ -368,7 +369,7 @@ def partition_audit_logs() -> None:
     partition_and_archive()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=TAGS)
+@dg.job(executor_def=traced_in_process_executor, tags=TAGS)
 def archive_and_prune() -> None:
     """Archive the months past retention because Postgres holds some, then prune them as ARCHIVE_PRUNE says.
 

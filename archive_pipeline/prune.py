@@ -52,6 +52,7 @@ from archive_pipeline.prune_ledger import Compared, Prune, Prunes
 from archive_pipeline.publication import Target
 from archive_pipeline.snapshot import SourceTable, digest_of
 from archive_pipeline.soundness import Soundness
+from scaling import tracing
 from scaling.databases import DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
@@ -421,11 +422,13 @@ class _Work:
             months = self.require_due(row)
             at = self.detaching.where(row)
             if at is not None and at.attached:
-                self.detach(row, months)
+                with tracing.span("detach"):
+                    self.detach(row, months)
             self.detaching.replace(row, self.policy.partition_schema, self.policy.zone)
             self.on_step(Step.REPLACED)
             self.prunes.record(row, "replaced")
-            self.drop(row)
+            with tracing.span("drop"):
+                self.drop(row)
         except FencedError:
             raise
         except _RefusedError as error:

@@ -32,6 +32,7 @@ from archive_pipeline.parts import LocalPart, PartSize
 from archive_pipeline.scratch import scratch_directory
 from archive_pipeline.signing import Signer, signer_from
 from archive_pipeline.snapshot import BATCH_BYTES, SourceTable
+from scaling import tracing
 from scaling.errors import UserError
 from scaling.settings import ArchiveSettings
 
@@ -368,4 +369,4 @@ def created_by() -> str:
 
 def _side_by_side(threads: int, work: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
     with ThreadPoolExecutor(threads, thread_name_prefix="parts") as pool:
-        return list(pool.map(work, *arguments))
+        return list(pool.map(tracing.carried(work), *arguments))

@@ -34,6 +34,7 @@ from archive_pipeline.digest import (
 )
 from archive_pipeline.errors import MonthOpenError, SourceLostError
 from archive_pipeline.months import Month
+from scaling import tracing
 from scaling.databases import Connection, Lsn, Shard
 from scaling.errors import UserError
 
@@ -296,7 +297,7 @@ class Snapshot:
         def work() -> Digest:
             total = Digest()
             try:
-                with self._arrow(batch_bytes) as cursor:
+                with tracing.span("read"), self._arrow(batch_bytes) as cursor:
                     while not stopped.is_set():
                         with lock:
                             statement = next(todo, None)
@@ -307,6 +308,7 @@ class Snapshot:
                             total += self._taken(columns, batch, take)
                             if stopped.is_set():
                                 break
+                    tracing.counted({"rows": total.rows})
             except BaseException:
                 stopped.set()
                 raise
@@ -314,7 +316,8 @@ class Snapshot:
 
         workers = max(1, min(parallelism, len(statements)))
         with self._whole(), ThreadPoolExecutor(workers, thread_name_prefix="extract") as pool:
-            started = [pool.submit(work) for _ in range(workers)]
+            carried = tracing.carried(work)
+            started = [pool.submit(carried) for _ in range(workers)]
             return sum((each.result() for each in started), Digest())
 
     def row_digests(self, columns: Sequence[Column], take: Callable[[pa.RecordBatch], None]) -> None:

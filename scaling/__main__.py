@@ -23,6 +23,7 @@ from scaling.settings import (
     ExporterSettings,
     ScalingSettings,
     SyncSettings,
+    TracingSettings,
     WebhookSettings,
     load,
 )
@@ -34,6 +35,7 @@ GROUPS: dict[str, type[BaseSettings]] = {
     "archive": ArchiveSettings,
     "scaling": ScalingSettings,
     "exporter": ExporterSettings,
+    "tracing": TracingSettings,
     "automation": AutomationSettings,
 }
 

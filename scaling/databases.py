@@ -18,6 +18,7 @@ from psycopg import conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from scaling import tracing
 from scaling.errors import UserError
 from scaling.settings import DatabaseSettings
 
@@ -67,6 +68,7 @@ class Shard:
         )
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             self._dsn,
+            kwargs={"cursor_factory": tracing.cursor_factory()},
             min_size=0,
             max_size=pool_size,
             open=False,
@@ -110,7 +112,7 @@ class Shard:
             UserError: the database does not answer.
         """
         try:
-            connection = psycopg.connect(self._dsn, autocommit=autocommit)
+            connection = psycopg.connect(self._dsn, autocommit=autocommit, cursor_factory=tracing.cursor_factory())
         except psycopg.OperationalError:
             raise self._unreachable() from None
         with connection:
@@ -133,7 +135,9 @@ class Shard:
                 "partition, prune or restore the table"
             )
         try:
-            connection = psycopg.connect(self._owner_dsn, autocommit=autocommit)
+            connection = psycopg.connect(
+                self._owner_dsn, autocommit=autocommit, cursor_factory=tracing.cursor_factory()
+            )
         except psycopg.OperationalError:
             raise UserError(
                 f"the database of shard {self.name!r} does not answer or refuses the login of DATABASE_OWNER_URL"

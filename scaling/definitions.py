@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from scaling.assets import scaling_data_health, scaling_episodes, scaling_forecasts, scaling_metrics
+from scaling.dagster_tracing import traced_in_process_executor
 from scaling.jobs import MANUAL, scaling_forecasts_job, scaling_metrics_job
 from scaling.resources import ScalingResource
 from scaling.schedules import schedules
@@ -30,7 +31,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
         schedules=schedules(load(AutomationSettings)),
         resources={"scaling": ScalingResource(), **(resources or {})},
         # A run is a few short steps; a process for each would cost seconds and buys nothing.
-        executor=dg.in_process_executor,
+        executor=traced_in_process_executor,
     )
 
 

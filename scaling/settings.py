@@ -89,6 +89,35 @@ class AutomationSettings(BaseSettings):
         return value
 
 
+class TracingSettings(BaseSettings):
+    """Where traces of runs go; the other OTEL_… variables of the OpenTelemetry SDK hold as well."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    otel_exporter_otlp_endpoint: str | None = Field(
+        default=None, description="OTLP/HTTP collector that gets the traces of runs; unset: no traces."
+    )
+    trace_ui_url: str | None = Field(
+        default=None, description="Address of a trace with {trace_id} in it; each run's page in Dagster links its own."
+    )
+
+    @field_validator("otel_exporter_otlp_endpoint", "trace_ui_url")
+    @classmethod
+    def _is_web_address(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not value.startswith(("https://", "http://")):
+            raise ValueError("must be an http(s) address")
+        return value
+
+    @field_validator("trace_ui_url")
+    @classmethod
+    def _has_a_place_for_the_trace(cls, value: str | None) -> str | None:
+        if value and "{trace_id}" not in value:
+            raise ValueError("must hold {trace_id}, for example https://jaeger.example.com/trace/{trace_id}")
+        return value
+
+
 class CapabilitySettings(BaseSettings):
     """What a crossed threshold leads to, by capability; all of it has defaults."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from scaling.dagster_tracing import traced_in_process_executor
 from scaling.settings import AutomationSettings, SyncScheduleSettings, load
 from sync_pipeline.assets import GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_report, sync_ticks
 from sync_pipeline.checks import calendar_events_checks
@@ -44,7 +45,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
         sensors=[workspaces_sensor(automation), *capability_sensors(automation)],
         resources={"sync": SyncResource(), **(resources or {})},
         # A run is one step that does its own concurrency; a process a step would cost seconds and buys nothing.
-        executor=dg.in_process_executor,
+        executor=traced_in_process_executor,
     )
 
 

@@ -32,6 +32,7 @@ from google_auth_httplib2 import AuthorizedHttp
 from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 
+from scaling import tracing
 from sync_pipeline.errors import (
     AccessDeniedError,
     AccessTokenRefusedError,
@@ -432,11 +433,16 @@ class _CountedHttp:
 
     def _send(self, name: str, uri: str, method: str, options: Mapping[str, object]) -> tuple[httplib2.Response, bytes]:
         outcome = "no_answer"
-        try:
-            response, content = self._http.request(uri, method=method, **options)
-            outcome = str(response.status)
-        finally:
-            self._calls[name, outcome] += 1
+        # Not the address, which holds calendar ids (mail addresses) and sync tokens.
+        with tracing.span(name, {"http.request.method": method}, remote=True) as span:
+            try:
+                response, content = self._http.request(uri, method=method, **options)
+                outcome = str(response.status)
+            finally:
+                self._calls[name, outcome] += 1
+            span.set_attribute("http.response.status_code", response.status)
+            if response.status >= 400:
+                tracing.failed(outcome)
         return response, content
 
     def _name(self, uri: str) -> str:

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import psycopg
 
+from scaling import tracing
 from scaling.databases import Connection, Shard
 from scaling.errors import UserError
 from sync_pipeline import connections, health, leases, runs
@@ -149,6 +150,7 @@ def run_tick(services: Services, *, run_id: str, shard: int = 0, of: int = 1, wa
     with book.transaction() as connection:
         runs.finish(connection, run_id, result.numbers())
         runs.count_freshness(connection, result.tally.freshness)
+    tracing.counted(result.numbers())
     return result
 
 
@@ -197,6 +199,7 @@ def sync_now(
     result = _result(len(workspaces), pool.results, services.clock() - started, 0.0)
     with book.transaction() as connection:
         runs.count_freshness(connection, result.tally.freshness)
+    tracing.counted(result.numbers())
     return result
 
 
@@ -296,7 +299,8 @@ class _Pool:
         self._due = due
         self._refused.clear()
         self._rotation = Rotation(due, tenant_limit=self._services.tenant_parallelism)
-        workers = [self._threads.submit(self._work) for _ in range(min(self._workers, len(due)))]
+        work = tracing.carried(self._work)
+        workers = [self._threads.submit(work) for _ in range(min(self._workers, len(due)))]
         for worker in workers:
             worker.result()
         return [workspace for workspace, attempts in self._refused.items() if attempts >= BUSY_ATTEMPTS]

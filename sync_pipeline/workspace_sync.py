@@ -15,6 +15,7 @@ from uuid import UUID
 
 import psycopg
 
+from scaling import tracing
 from scaling.databases import Connection
 from scaling.errors import UserError
 from sync_pipeline import connections, event_store, health, leases, runs
@@ -115,13 +116,15 @@ def serve(
     started = services.clock()
     service = _Service(services, assignment, owner, since, deadline)
     judged: Health | None = None
-    try:
-        service.work()
-        judged = service.close()
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001  # one workspace's failure never touches another
-        service.note(_internal(error))
+    with tracing.span("workspace", assignment.claim.workspace.named()):
+        try:
+            service.work()
+            judged = service.close()
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  # one workspace's failure never touches another
+            service.note(_internal(error))
+        tracing.ended(judged or "unknown", {"troubles": len(service.troubles), **service.tally.numbers()})
     return WorkspaceResult(
         assignment.claim.workspace,
         service.tally,
@@ -169,7 +172,8 @@ class _Service:
     def work(self) -> None:
         """Read the due lists of calendars, then sync the due calendars, new ones included."""
         for lease in self._claim.lists:
-            self._list(lease)
+            with tracing.span("calendar_list", {"connection.id": str(lease.connection_id)}):
+                self._list(lease)
         calendars = list(self._claim.calendars)
         if self._claim.lists:
             with self._services.router.writer(self._workspace.tenant_id) as connection:
@@ -182,7 +186,11 @@ class _Service:
                 )
             calendars += [lease for more in found for lease in more.calendars]
         for calendar in calendars:
-            self._calendar(calendar)
+            # Not its id, which is a mail address.
+            with tracing.span("calendar", {"connection.id": str(calendar.connection_id)}):
+                before = Counter(self.tally.numbers())
+                self._calendar(calendar)
+                tracing.counted(Counter(self.tally.numbers()) - before)
 
     def close(self) -> Health | None:
         """Write down calls, access tokens and health; an idle visit has nothing of it to write."""
@@ -214,6 +222,7 @@ class _Service:
     def note(self, error: SyncError) -> None:
         """Remember what went wrong and log it, without anything personal."""
         self.troubles.append(Trouble(error.kind, str(error)))
+        tracing.failed(error.kind)
         log.warning("workspace %s: %s (%s)", self._workspace.partition_key, error.kind, error)
 
     def _count_calls(self, connection: Connection) -> None:
@@ -303,6 +312,7 @@ class _Service:
         except Exception as error:  # noqa: BLE001  # one calendar's failure never touches another
             self._calendar_failed(lease, _internal(error))
         else:
+            tracing.ended("synced")
             self.tally.calendars_synced += 1
             self._silent[lease.connection_id] = 0
             counted = self._counted
@@ -326,6 +336,7 @@ class _Service:
 
     def _calendar_failed(self, lease: CalendarLease, error: SyncError) -> None:
         self.note(error)
+        tracing.ended("failed")
         self.tally.calendars_failed += 1
         seconds = self._services.cadence.after(error, failures=lease.consecutive_failures)
         if isinstance(error, GrantRefusedError):
@@ -361,6 +372,7 @@ class _Service:
         self.deferrals.append(Trouble(error.kind, str(error)))
 
     def _defer(self, lease: CalendarLease) -> None:
+        tracing.ended("deferred")
         self.tally.calendars_deferred += 1
         with self._transaction() as connection:
             leases.give_back(connection, lease)

@@ -17,6 +17,14 @@ class Workspace:
         """`<tenant_id>:<workspace_id>`."""
         return f"{self.tenant_id}:{self.workspace_id}"
 
+    def named(self) -> dict[str, str]:
+        """Its names in a trace."""
+        return {
+            "tenant.id": str(self.tenant_id),
+            "workspace.id": str(self.workspace_id),
+            "dagster.partition_key": self.partition_key,
+        }
+
     @classmethod
     def from_partition_key(cls, key: str) -> Self:
         """Parse a partition key, which comes from people and is trusted as little as any input.

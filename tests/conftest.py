@@ -14,10 +14,12 @@ import pytest
 from psycopg import sql
 
 from devstack import aws as aws_server
-from devstack import servers
+from devstack import otlp, servers
 from devstack.aws import Aws
+from devstack.otlp import Collector
 from devstack.processes import VAR, Supervisor
 from devstack.servers import Bucket, Database, Servers
+from scaling import tracing
 from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, ScalingSettings, SyncSettings
 
 CONTROLLER = "devstack_controller"
@@ -108,6 +110,15 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             monkeypatch.setenv(name, value)
 
     return apply
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector that runs of this test send their traces to."""
+    with otlp.collector() as running:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.endpoint)
+        yield running
+        tracing.stop()
 
 
 @pytest.fixture
