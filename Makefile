@@ -86,7 +86,7 @@ bench-scaling: install  ## measure the thresholds against their targets, in 25 m
 	@$(BIN)/python -m bench.readme
 
 .PHONY: bench-observability
-bench-observability: install  ## measure what watches the pipelines, in under a minute (ARGS="--only exporter")
+bench-observability: install  ## measure what watches the pipelines, in 15 minutes (ARGS="--only exporter": one)
 	@$(BIN)/python -m bench.observability $(ARGS)
 	@$(BIN)/python -m bench.readme
 

@@ -1,30 +1,40 @@
-"""The figures of what watches the pipelines: `python -m bench.observability [--only exporter …]`.
+"""The figures of what watches the pipelines: `python -m bench.observability [--only exporter tracing]`.
 
 Belongs here: the parts, the figures with their targets, var/bench/observability.json and the table. Does not: the fleet
-on record (`tests.scaling.exported_fleet`).
+on record (`tests.scaling.exported_fleet`), the fleet that ticks (fleet).
 
 A figure that could not be measured is absent. With `--only` the figures of the other parts stay as they were measured
 last. The server is disposable (no fsync).
 """
 
 import argparse
+import logging
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psycopg
 from prometheus_client import generate_latest
 
-from bench.sync import Measured, below, measure, told
+from bench import fleet
+from bench.fleet import Fleet
+from bench.sync import LATENCY_SECONDS, Figure, Measured, at_most, below, measure, told
 from devstack import postgres, saas
-from devstack.processes import VAR, Supervisor
-from scaling import exporter, migrate
+from devstack.otlp import collector
+from devstack.processes import CHECKOUT, VAR, Supervisor
+from scaling import exporter, migrate, tracing
 from scaling.databases import DatabaseRouter, Shard
 from scaling.settings import ExporterSettings
+from sync_pipeline.tick import run_tick
 from tests.scaling import exported_fleet
 
 RESULTS = Path("var/bench/observability.json")
@@ -33,6 +43,10 @@ DAYS = 30
 TICKS_A_DAY = 20_000
 RUNS = 5_000
 SCRAPES = 20
+TICKED = 1_000
+PAIRS = 7
+CHANGED = 0.05
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 # Copies of what an instance wrote: a day of ticks, a week of runs.
 MORE_OF_DAGSTER = f"""
@@ -109,8 +123,129 @@ def exporting() -> Measured:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one tick took, from before tracing is switched on until it has ended and everything is sent or given up."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+@contextmanager
+def beside() -> Iterator[str]:
+    """A collector in a process of its own; its endpoint."""
+    with subprocess.Popen([sys.executable, "-m", "devstack.otlp"], cwd=CHECKOUT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().decode().strip()
+        finally:
+            process.kill()
+
+
+def arrived(address: str) -> int:
+    """How many spans a collector got."""
+    page = httpx.get(address, timeout=60, trust_env=False).raise_for_status().text
+    return sum(int(line.split()[0].replace(",", "")) for line in page.splitlines())
+
+
+@contextmanager
+def endpoint(address: str | None) -> Iterator[None]:
+    os.environ.pop(ENDPOINT, None)
+    if address:
+        os.environ[ENDPOINT] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(ENDPOINT, None)
+
+
+def tick(saas: Fleet, address: str | None, *, seed: int) -> Spent:
+    """One tick as a run has it, traced to that address or not at all."""
+    saas.make_due()
+    changed = saas.change(CHANGED, seed=seed)
+    run_id = f"bench-{uuid.uuid4()}"
+    with endpoint(address), saas.services():
+        pass  # imports and compiled statements are no tick's
+    with endpoint(address):
+        began, cpu = time.perf_counter(), time.process_time()
+        on = tracing.start("bench")
+        with tracing.run(run_id, "run"), tracing.span("step"), saas.services() as services:
+            result = run_tick(services, run_id=run_id)
+        spent = Spent(time.perf_counter() - began, time.process_time() - cpu)
+        tracing.stop()
+    if on != bool(address) or (len(result.results), result.tally.events_upserted, len(result.failed)) != (
+        len(saas.members),
+        changed,
+        0,
+    ):
+        raise AssertionError(f"the tick did not do its work: {result.numbers()}")
+    return spent
+
+
+def pairs(saas: Fleet, address: str, name: str) -> list[dict[str, float]]:
+    """Ticks with and without, one after the other; which is first alternates."""
+    rounds = []
+    for number in range(PAIRS + 1):
+        order = (address, None) if number % 2 else (None, address)
+        spent = {each: tick(saas, each, seed=number) for each in order}
+        plain, traced = spent[None], spent[address]
+        rounds.append(
+            {
+                "plain_seconds": round(plain.seconds, 3),
+                "traced_seconds": round(traced.seconds, 3),
+                "ratio": traced.seconds / plain.seconds,
+                "plain_cpu_seconds": round(plain.cpu_seconds, 3),
+                "traced_cpu_seconds": round(traced.cpu_seconds, 3),
+                "cpu_ratio": traced.cpu_seconds / plain.cpu_seconds,
+            }
+        )
+        told(f"{name} {number}/{PAIRS}: {rounds[-1]}")
+    return rounds[1:]  # the first warms up
+
+
+def overhead(rounds: Sequence[Mapping[str, float]], ratio: str = "ratio") -> float:
+    return statistics.median(one[ratio] for one in rounds) - 1
+
+
+def traced() -> Measured:
+    """Ticks over 1,000 workspaces at 100 ms, traced to a collector that is well, dead, and one that hangs."""
+    with fleet.running(TICKED, name="observability") as saas:
+        saas.prove_idle()
+        saas.google.add_fault("latency", seconds=LATENCY_SECONDS)
+        with beside() as well:
+            healthy = pairs(saas, well, "well")
+            spans = arrived(well) // (PAIRS + 1)
+        with collector() as gone:
+            pass
+        dead = pairs(saas, gone.endpoint, "dead")
+        with collector("hangs") as hung:
+            hangs = pairs(saas, hung.endpoint, "hangs")
+    what = f"{TICKED:,} workspaces, {LATENCY_SECONDS * 1000:.0f} ms, {CHANGED:.0%} changed"
+    how = f"{what}; wall time of a traced tick / an untraced one - 1, median of {PAIRS} alternating pairs"
+    return Measured(
+        [
+            at_most(
+                "tracing_overhead",
+                overhead(healthy),
+                0.03,
+                f"{how}; {spans:,} spans a tick, end of the run included; of CPU {overhead(healthy, 'cpu_ratio'):+.1%}",
+            ),
+            below("tracing_dead_collector", overhead(dead), 0.01, f"{how}; nobody listens at the endpoint"),
+            Figure(
+                "tracing_hanging_collector",
+                round(overhead(hangs), 3),
+                None,
+                True,
+                f"{how}; the collector accepts and never answers",
+            ),
+        ],
+        {"spans_a_tick": spans, "well": healthy, "dead": dead, "hangs": hangs},
+    )
+
+
 PARTS: Mapping[str, Callable[[], Measured]] = {
     "exporter": exporting,
+    "tracing": traced,
 }
 
 
@@ -121,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args(arguments)
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # the dead collectors are on purpose
     return measure(PARTS, options.only, results=RESULTS, title="Observability")
 
 
