@@ -81,7 +81,7 @@ chaos-archive: install  ## kill and cut off archive workers, then look for every
 	@$(BIN)/python -m tests.archive_pipeline.chaos $(ARGS)
 
 .PHONY: bench-scaling
-bench-scaling: install  ## measure the thresholds against their targets, in 25 minutes (ARGS="--only rules eta")
+bench-scaling: install  ## measure the thresholds against their targets (ARGS="--only rules eta")
 	@$(BIN)/python -m bench.scaling $(ARGS)
 	@$(BIN)/python -m bench.readme
 
