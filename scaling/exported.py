@@ -32,6 +32,7 @@ CLASSES = ("free", "team", "enterprise")
 """Plans of tenants that are told apart; any other is `other`, and without the column all are `unknown`."""
 HEALTHS = ("new", "healthy", "degraded", "needs_human")
 CALENDAR_STATES = ("never_synced", "waiting", "failing", "overdue", "fresh")
+NOTIFICATIONS = ("accepted", "sync", "unknown_channel", "wrong_token", "malformed")
 NOT_A_CALL = "oauth.refresh"
 FIXED_INTERVAL_READS_PER_HOUR = 30
 """Of every calendar, completely, every two minutes: what calls are held against, as the daily report does."""
@@ -250,7 +251,8 @@ def freshness(connection: Connection) -> Sequence[Metric]:
                 for outcome, messages in connection.execute(
                     "SELECT outcome, messages FROM sync.webhook_messages WHERE day = (now() AT TIME ZONE 'UTC')::date"
                 )
-            ],
+            ]
+            + [((outcome,), 0) for outcome in NOTIFICATIONS],
             ["outcome"],
         ),
     ]
@@ -568,6 +570,11 @@ def partitions(connection: Connection, settings: ArchiveSourceSettings) -> Seque
             "pipeline_archive_premade_partitions",
             "Empty partitions of coming months; absent while the table is not partitioned.",
             float(ahead) if partitioned else None,
+        ),
+        one(
+            "pipeline_archive_premade_partitions_wanted",
+            "Partitions of coming months that are to be kept ready, ARCHIVE_PREMADE_MONTHS.",
+            settings.archive_premade_months,
         ),
         one(
             "pipeline_archive_partitions_end_seconds",

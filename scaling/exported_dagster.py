@@ -22,6 +22,8 @@ BOUNDS = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 300, 600, 1800, 3600, 7200, 1440
 LOCATION = "coalesce(substring(repository.value FROM '@(.+)$'), 'unknown')"
 OF_RUN = "LEFT JOIN run_tags repository ON repository.run_id = r.run_id AND repository.key = '.dagster/repository'"
 WAITING = ("NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING")
+OWN_FAILURES = ("RUN_EXCEPTION", "STEP_FAILURE", "JOB_INITIALIZATION_FAILURE")
+"""Reasons a run gives itself; a run that was killed has another one, or none."""
 
 Read = Callable[[], Sequence[Metric]]
 
@@ -110,6 +112,17 @@ def runs(connection: Connection) -> Sequence[Metric]:
                 for outcome in ("success", "failure", "canceled")
             ],
             ["location", "job", "outcome", "reason"],
+        ),
+        counter(
+            "pipeline_dagster_runs_killed",
+            "Runs that failed since midnight UTC without failing themselves: killed, lost, or never started.",
+            [
+                ((location,), count)
+                for location, _, status, reason, _, count, _ in ended
+                if status == "FAILURE" and reason not in OWN_FAILURES
+            ]
+            + [((location,), 0) for location in locations],
+            ["location"],
         ),
         histogram(
             "pipeline_dagster_run_duration_seconds",

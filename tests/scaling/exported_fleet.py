@@ -254,7 +254,7 @@ def dagster_history(instance: dg.DagsterInstance) -> None:
     for location in ("sync_pipeline", "archive_pipeline", "scaling"):
         run(instance, location, dg.DagsterRunStatus.SUCCESS, seconds=12.0)
         run(instance, location, dg.DagsterRunStatus.FAILURE, seconds=70.0, reason="RUN_EXCEPTION")
-    run(instance, "sync_pipeline", dg.DagsterRunStatus.FAILURE, seconds=400.0, reason="RUN_WORKER_FAILED")
+    run(instance, "sync_pipeline", dg.DagsterRunStatus.FAILURE, seconds=400.0, reason="UNEXPECTED_TERMINATION")
     run(instance, "sync_pipeline", dg.DagsterRunStatus.STARTED, seconds=900.0)
     run(instance, "archive_pipeline", dg.DagsterRunStatus.QUEUED)
     ticks(instance, "sync_pipeline", "workspaces_sensor", [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.SKIPPED])

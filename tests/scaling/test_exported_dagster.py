@@ -60,7 +60,7 @@ def test_runs_ticks_and_daemons_are_told_by_location(storage: Storage) -> None:
     assert 0 <= waits < 60
     ended = "pipeline_dagster_runs_ended_total"
     assert total(found, ended, location="sync_pipeline", outcome="failure") == 2
-    assert of(found, ended, location="sync_pipeline", reason="RUN_WORKER_FAILED") == 1
+    assert of(found, ended, location="sync_pipeline", reason="UNEXPECTED_TERMINATION") == 1
     assert of(found, "pipeline_dagster_run_duration_seconds_count", location="sync_pipeline") == 3
     assert of(found, "pipeline_dagster_run_duration_seconds_bucket", location="sync_pipeline", le="20") == 1
     assert 480 <= of(found, "pipeline_dagster_run_duration_seconds_sum", location="sync_pipeline") <= 490
@@ -75,12 +75,16 @@ def test_runs_ticks_and_daemons_are_told_by_location(storage: Storage) -> None:
 def test_a_run_that_dagster_itself_gives_up_counts_as_ended(storage: Storage) -> None:
     instance, settings = storage
     run_id = exported_fleet.run(instance, "scaling", dg.DagsterRunStatus.STARTED, seconds=33.0)
-    before = total(read(settings), "pipeline_dagster_runs_ended_total", location="scaling", outcome="failure")
+    before = read(settings)
     run = instance.get_run_by_id(run_id)
     assert run is not None
     instance.report_run_failed(run, "the run worker was killed")
     found = read(settings)
-    assert total(found, "pipeline_dagster_runs_ended_total", location="scaling", outcome="failure") == before + 1
+    for name, labels in (("runs_ended", {"outcome": "failure"}), ("runs_killed", {})):
+        counted = f"pipeline_dagster_{name}_total"
+        assert total(found, counted, location="scaling", **labels) == 1 + total(
+            before, counted, location="scaling", **labels
+        )
     assert of(found, "pipeline_dagster_runs", location="scaling", status="STARTED") == 0
 
 

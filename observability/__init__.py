@@ -1,0 +1,1 @@
+"""What a monitoring stack is given: rules of Prometheus, dashboards of Grafana."""
