@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def start(supervisor: Supervisor, configuration: Path) -> Prometheus:
                 _arguments(program, configuration, supervisor.directory, url),
                 environment={"PATH": "/usr/bin:/bin"},
                 working_directory=supervisor.directory,
-                ready=lambda url=url: _answers(url),
+                ready=partial(_answers, url),
             )
         except ProcessFailedError:
             if attempt == START_ATTEMPTS:

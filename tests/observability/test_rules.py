@@ -1,4 +1,4 @@
-"""Recording and alerting rules: Prometheus itself checks them and runs each alert, on figures that are to fire and not."""
+"""Rules that record and alert: Prometheus itself checks them, and runs each alert on what is to fire and what is not."""
 
 import json
 import re
@@ -56,13 +56,15 @@ class Case:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def held(series: str, value: float, minutes: int = 12_000) -> dict[str, str]:
+def held(series: str, value: float, minutes: int = 1_600) -> dict[str, str]:
     return {series: f"{value:g}x{minutes}"}
 
 
 ROUTE = 'metric="google_calls_month",of="all"'
 CALLS = 'pipeline_sync_api_calls_total{class="free",method="events.list",outcome="%s"}'
 AGE = 'pipeline_sync_change_age_seconds_bucket{le="%s"}'
+DIED, FINISHED = (f'pipeline_sync_runs_total{{outcome="{outcome}"}}' for outcome in ("died", "finished"))
+LATE = 'pipeline_archive_late_rows{state="%s"}'
 CASES: Mapping[str, Case] = {
     "SyncStandsStill": Case(
         held("pipeline_sync_last_run_age_seconds", 1000), held("pipeline_sync_last_run_age_seconds", 899)
@@ -146,7 +148,7 @@ CASES: Mapping[str, Case] = {
         held('pipeline_archive_late_rows{state="waiting"}', 7),
         held('pipeline_archive_late_rows{state="archived"}', 7)
         | held('pipeline_archive_late_rows{state="waiting"}', 0),
-        at="170h",
+        at="25h",
     ),
     "ThresholdCrossed": Case(
         held(f'pipeline_scaling_phase{{{ROUTE},phase="fired"}}', 1),
