@@ -1,4 +1,4 @@
-"""Rules that record and alert: Prometheus itself checks them, and runs each alert on what is to fire and what is not."""
+"""Rules that record and alert: Prometheus checks them, and runs each alert on what is to fire and what is not."""
 
 import json
 import re
