@@ -37,6 +37,10 @@ demo: install  ## both pipelines end to end on this machine, in under two minute
 up: install  ## the same stack with the Dagster UI on 127.0.0.1:3000, until Ctrl-C
 	@$(BIN)/python -m devstack.up $(ARGS)
 
+.PHONY: report
+report: install  ## one HTML page from the database: is anything wrong, and how is it going (ARGS="--out FILE")
+	@$(BIN)/python -m scaling report $(ARGS)
+
 .PHONY: test
 test: install  ## the whole test suite
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow and not browser' $(ARGS)

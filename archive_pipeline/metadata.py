@@ -21,9 +21,7 @@ from archive_pipeline.months import Month
 from archive_pipeline.prune import Candidate, Pruned
 from archive_pipeline.query import Answer
 from archive_pipeline.restore import Restored
-
-# List price of S3 Standard, first 50 TB, us-east-1: https://aws.amazon.com/s3/pricing/
-USD_PER_GB_MONTH = 0.023
+from scaling.prices import storage_usd
 
 ROWS_SHOWN = 200
 CELL_LENGTH = 200
@@ -55,7 +53,7 @@ def of_month(reports: Sequence[MonthReport]) -> dict[str, Metadata]:
         "generation": max(report.manifest.generation for report in reports),
         "parts": len(parts),
         "parquet_bytes": size,
-        "storage_usd_per_month": _storage_usd(size),
+        "storage_usd_per_month": storage_usd(size),
         "duration_seconds": seconds,
         "rows_per_second": rows / seconds if seconds else 0.0,
         "read_from": ", ".join(sorted({report.manifest.read_from for report in reports})),
@@ -139,7 +137,7 @@ def of_chain(reports: Sequence[AuditReport]) -> dict[str, Metadata]:
         "months": len(months),
         "rows": sum(month.rows for month in months),
         "parquet_bytes": sum(month.bytes for month in months),
-        "storage_usd_per_month": _storage_usd(sum(month.bytes for month in months)),
+        "storage_usd_per_month": storage_usd(sum(month.bytes for month in months)),
         "findings": sum(len(report.findings) for report in reports),
         "depth": "every row read again" if any(report.deep for report in reports) else "objects compared",
         "head_sequence": max((end.sequence for _, end in ends), default=0),
@@ -355,10 +353,6 @@ def table(columns: Mapping[str, str], rows: Sequence[Sequence[str | int]]) -> dg
         [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows[:ROWS_SHOWN]],
         schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()]),
     )
-
-
-def _storage_usd(size: int) -> float:
-    return round(size / 1e9 * USD_PER_GB_MONTH, 6)
 
 
 def _range(months: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""The figures of what watches the pipelines: `python -m bench.observability [--only exporter tracing]`.
+"""The figures of what watches the pipelines: `python -m bench.observability [--only exporter tracing report]`.
 
 Belongs here: the parts, the figures with their targets, var/bench/observability.json and the table. Does not: the fleet
-on record (`tests.scaling.exported_fleet`), the fleet that ticks (fleet).
+on record (`tests.scaling.exported_fleet`, `tests.scaling.seeded`), the fleet that ticks (fleet).
 
 A figure that could not be measured is absent. With `--only` the figures of the other parts stay as they were measured
 last. The server is disposable (no fsync).
@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -35,7 +36,7 @@ from scaling import exporter, migrate, tracing
 from scaling.databases import DatabaseRouter, Shard
 from scaling.settings import ExporterSettings
 from sync_pipeline.tick import run_tick
-from tests.scaling import exported_fleet
+from tests.scaling import exported_fleet, seeded
 
 RESULTS = Path("var/bench/observability.json")
 WORKSPACES = 10_000
@@ -43,6 +44,7 @@ DAYS = 30
 TICKS_A_DAY = 20_000
 RUNS = 5_000
 SCRAPES = 20
+REPORT_WORKSPACES, REPORT_DAYS, REPORTS = 1_000, 90, 5
 TICKED = 1_000
 PAIRS = 7
 CHANGED = 0.05
@@ -243,9 +245,48 @@ def traced() -> Measured:
     )
 
 
+def report() -> Measured:
+    """The page, by its command, from process start to exit."""
+    directory = VAR / "bench" / "report"
+    shutil.rmtree(directory, ignore_errors=True)
+    seconds = []
+    with Supervisor(directory) as supervisor:
+        server = postgres.start(supervisor, disposable=True)
+        dsn = server.create_database("report")
+        saas.create(server, "report")
+        pipeline = saas.pipeline_dsn(server, "report")
+        migrate.upgrade(pipeline)
+        seeded.everything(dsn, datetime.now(UTC), workspaces=REPORT_WORKSPACES, days=REPORT_DAYS)
+        with psycopg.connect(dsn, autocommit=True) as admin:
+            admin.execute("VACUUM ANALYZE")
+        page = directory / "page.html"
+        for number in range(REPORTS):
+            began = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "scaling", "report", "--out", str(page)],
+                cwd=CHECKOUT,
+                env={**os.environ, "DATABASE_URL": pipeline},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            seconds.append(time.perf_counter() - began)
+            told(f"report {number + 1}/{REPORTS}: {seconds[-1]:.2f} s")
+        size = page.stat().st_size
+    shutil.rmtree(directory, ignore_errors=True)
+    how = f"python -m scaling report, {REPORT_DAYS} days of {REPORT_WORKSPACES:,} workspaces"
+    return Measured(
+        [
+            below("report_mb", size / 1e6, 3, f"{how}; one file, pictures and all"),
+            below("report_s", statistics.median(seconds), 5, f"{how}, process start to exit, median of {REPORTS}"),
+        ],
+        {"seconds": seconds, "bytes": size},
+    )
+
+
 PARTS: Mapping[str, Callable[[], Measured]] = {
     "exporter": exporting,
     "tracing": traced,
+    "report": report,
 }
 
 

@@ -1,9 +1,10 @@
-"""Command line: ``python -m scaling status | explain | measure | approve | … | settings | check | migrate``.
+"""Command line: ``python -m scaling status | explain | measure | approve | report | … | settings | check | migrate``.
 
 Belongs here: arguments, tables for people, exit codes. Does not: what the commands do.
 """
 
 import argparse
+from pathlib import Path
 
 from psycopg import errors as pg_errors
 from pydantic_settings import BaseSettings
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from scaling import console as thresholds
-from scaling import contract, migrate
+from scaling import contract
 from scaling.databases import DatabaseRouter
 from scaling.errors import UserError, run_command
 from scaling.overrides import configured
@@ -116,6 +117,8 @@ def migrations(console: Console, *, as_sql: bool) -> int:
     Raises:
         UserError: the role may not create schemas.
     """
+    from scaling import migrate  # alembic takes 0.5 s to import, and the other commands need none
+
     if as_sql:
         print(migrate.as_sql())
         return 0
@@ -172,6 +175,8 @@ def parser() -> argparse.ArgumentParser:
     switching.add_argument("--reason", required=True, help="why, in a sentence, for the record")
     checking = commands.add_parser("check", help="check the settings, and compare the database with the data contract")
     checking.add_argument("--only", choices=["sync", "archive"], help="the tables of one pipeline (default: all)")
+    reporting = commands.add_parser("report", help="one HTML page: is anything wrong, and how is it going")
+    reporting.add_argument("--out", type=Path, metavar="FILE", help="in place of SCALING_REPORT_FILE")
     commands.add_parser("settings", help="every setting, its default and meaning")
     migrating = commands.add_parser("migrate", help="create or update the schemas sync, archive, scaling")
     migrating.add_argument("--sql", action="store_true", help="print the SQL and touch no database")
@@ -205,6 +210,8 @@ def main() -> int:
             return thresholds.show_capabilities(console)
         case "switch":
             return thresholds.switch(console, given.capability, on=given.to == "on", by=given.by, reason=given.reason)
+        case "report":
+            return thresholds.report(console, given.out)
         case "check":
             return check(console, {given.only} if given.only else {"sync", "archive", "scaling"})
         case "settings":

@@ -22,7 +22,7 @@ from scaling.measure import Measurement, measure
 from scaling.overrides import configured
 from scaling.resources import ScalingResource, failing_with_a_sentence
 from scaling.samples import Sample, Status
-from scaling.settings import ScalingSettings, load
+from scaling.settings import ArchiveSourceSettings, ScalingSettings, load
 from scaling.thresholds import Phase
 from scaling.units import Unit, shown
 
@@ -151,6 +151,54 @@ def scaling_forecasts(scaling: ScalingResource) -> dg.MaterializeResult[None]:
             "metrics": len(rows),
             "with_a_date": sum(bool(row.forecast and row.forecast.trend) for row in rows),
             "crossed": sum(row.crossed for row in rows),
+        }
+    )
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"postgres", "html"},
+    tags={"pipeline": "scaling"},
+    deps=[scaling_metrics],
+)
+def scaling_report(scaling: ScalingResource) -> dg.MaterializeResult[None]:
+    """One page for people without Grafana: is anything wrong, how far is each threshold, how do sync and archive go.
+
+    **A materialization** writes one HTML file that needs no network, SCALING_REPORT_FILE, from what the runs recorded:
+    no source, Google or bucket is asked. Its metadata is the verdict and the file's path; serve that directory to
+    whoever may read it. On a terminal: `python -m scaling report`.
+
+    **Cadence**: every hour, after the metrics.
+    """
+    from scaling import report, report_page  # 0.6 s to import, and only the report draws
+
+    with failing_with_a_sentence():
+        settings = load(ScalingSettings)
+        with scaling.databases() as router:
+            found = report.read(router, configured(settings), settings, load(ArchiveSourceSettings), datetime.now(UTC))
+        page, said = report_page.render(found), report_page.verdict(found)
+        path = settings.scaling_report_file.absolute()
+        report_page.write(page, path)
+    acts = sum(each.severity is report.Severity.ACT for each in found.findings)
+    return dg.MaterializeResult(
+        metadata={
+            "verdict": f"{said.title}. {said.detail}",
+            "page": dg.MetadataValue.path(path),
+            **_table(
+                "findings",
+                [
+                    {
+                        "level": each.severity.value,
+                        "what": each.title,
+                        "detail": each.detail[:TEXT_SHOWN],
+                        "do": each.do,
+                    }
+                    for each in found.findings
+                ],
+            ),
+            "needs_somebody": acts,
+            "to_look_at": len(found.findings) - acts,
+            "bytes": len(page.encode()),
         }
     )
 

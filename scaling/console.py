@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -22,7 +23,7 @@ from scaling.episodes import Episode
 from scaling.headroom import Headroom
 from scaling.overrides import configured
 from scaling.samples import Sample, Status
-from scaling.settings import DatabaseSettings, ScalingSettings, load
+from scaling.settings import ArchiveSourceSettings, DatabaseSettings, ScalingSettings, load
 from scaling.sources import Reach
 from scaling.thresholds import Phase
 from scaling.units import Unit, shown
@@ -217,6 +218,35 @@ def measure_now(console: Console, names: Sequence[str]) -> int:
         metric = known.named(each.rule)
         console.print(f"{each.rule}{of} {headroom.event_in_words(metric, each.event)}", soft_wrap=True, markup=False)
     console.print(f"{len(done.samples)} figures taken, {len(done.not_due)} metrics not due.")
+    return 0
+
+
+def report(console: Console, out: Path | None) -> int:
+    """Write the page for people without Grafana.
+
+    Args:
+        console: where the verdict goes.
+        out: the file; None: SCALING_REPORT_FILE.
+
+    Returns:
+        0, whatever the page says.
+
+    Raises:
+        UserError: a database does not answer, or the file cannot be written.
+    """
+    from scaling import report as facts  # matplotlib takes 0.6 s to import, and the other commands draw nothing
+    from scaling import report_page
+
+    settings = load(ScalingSettings)
+    path = out or settings.scaling_report_file
+    with databases("report") as router:
+        found = facts.read(router, configured(settings), settings, load(ArchiveSourceSettings), datetime.now(UTC))
+    report_page.write(report_page.render(found), path)
+    said = report_page.verdict(found)
+    console.print(f"{said.title}. {said.detail}", soft_wrap=True, markup=False)
+    for each in found.findings:
+        console.print(f"  {each.severity.value}: {each.title}; {each.do}", soft_wrap=True, markup=False)
+    console.print(f"The page is {path.absolute().as_uri()}", soft_wrap=True, markup=False)
     return 0
 
 

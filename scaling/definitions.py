@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from scaling.assets import scaling_data_health, scaling_episodes, scaling_forecasts, scaling_metrics
+from scaling.assets import scaling_data_health, scaling_episodes, scaling_forecasts, scaling_metrics, scaling_report
 from scaling.dagster_tracing import traced_in_process_executor
-from scaling.jobs import MANUAL, scaling_forecasts_job, scaling_metrics_job
+from scaling.jobs import MANUAL, scaling_forecasts_job, scaling_metrics_job, scaling_report_job
 from scaling.resources import ScalingResource
 from scaling.schedules import schedules
 from scaling.settings import AutomationSettings, load
@@ -26,8 +26,8 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
         UserError: a setting that shapes the definitions is wrong.
     """
     return dg.Definitions(
-        assets=[scaling_metrics, scaling_forecasts, scaling_episodes, scaling_data_health],
-        jobs=[scaling_metrics_job, scaling_forecasts_job, *MANUAL],
+        assets=[scaling_metrics, scaling_forecasts, scaling_episodes, scaling_data_health, scaling_report],
+        jobs=[scaling_metrics_job, scaling_forecasts_job, scaling_report_job, *MANUAL],
         schedules=schedules(load(AutomationSettings)),
         resources={"scaling": ScalingResource(), **(resources or {})},
         # A run is a few short steps; a process for each would cost seconds and buys nothing.

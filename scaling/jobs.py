@@ -30,6 +30,14 @@ scaling_forecasts_job = dg.define_asset_job(
 )
 
 
+scaling_report_job = dg.define_asset_job(
+    "scaling_report_job",
+    selection=dg.AssetSelection.assets("scaling_report"),
+    description="Write the page for people without Grafana: one HTML file, SCALING_REPORT_FILE.",
+    tags=TAGS,
+)
+
+
 class EpisodeConfig(dg.Config):
     """Which episode, and who decides."""
 

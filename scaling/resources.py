@@ -50,6 +50,16 @@ class ScalingResource(dg.ConfigurableResource[None]):
     """
 
     @contextmanager
+    def databases(self) -> Iterator[DatabaseRouter]:
+        """Open every database.
+
+        Raises:
+            UserError: a setting is missing or wrong.
+        """
+        with databases("scaling") as router:
+            yield router
+
+    @contextmanager
     def first_shard(self) -> Iterator[Connection]:
         """Begin a transaction where the thresholds keep their tables.
 

@@ -144,6 +144,10 @@ class ScalingSettings(CapabilitySettings):
     scaling_catalogue_file: Path | None = Field(
         default=None, description="TOML that overrides thresholds of the catalogue."
     )
+    scaling_report_file: Path = Field(
+        default=Path("var/report/scaling.html"),
+        description="Where asset scaling_report and python -m scaling report write the page of all figures.",
+    )
     scaling_source_timeout_seconds: float = Field(
         default=10.0, gt=0, le=120, description="One query, or one request, of a metric may take this long."
     )
