@@ -304,8 +304,7 @@ def read(
     return Report(
         now,
         sorted(findings, key=lambda finding: finding.severity is not Severity.ACT),
-        # A source that is well is worth no line.
-        [row for row in measured if row.metric.rule and (row.metric.unit is not Unit.PERIODS or row.crossed)],
+        [row for row in measured if _is_shown(row)],
         [row for row in measured if not row.metric.rule],
         asleep,
         _days(shards),
@@ -511,21 +510,22 @@ def _of_thresholds(rows: Sequence[Headroom], now: datetime) -> Iterator[Finding]
         recommendation = row.metric.recommendation
         # The rest of it stands with the metric.
         do = f"{recommendation.do.split('. ')[0].rstrip('.')}." if recommendation else f"See {row.metric.runbook}."
+        section = f"metric-{anchor(row)}" if _is_shown(row) else "thresholds"
         if row.crossed and _holds(row) and not taken_up(row):
             yield Finding(
                 Severity.ACT,
                 f"{row.metric.title}{f' ({row.dims})' if row.dims else ''} is over its threshold",
                 f"{headroom.value_in_words(row)}, threshold {headroom.threshold_in_words(row.metric)}",
                 do,
-                f"metric-{anchor(row)}",
+                section,
             )
-        elif row.forecast and row.forecast.p50 and not row.crossed and row.forecast.p50 - now <= SOON:
+        elif _is_shown(row) and row.forecast and row.forecast.p50 and row.forecast.p50 - now <= SOON:
             yield Finding(
                 Severity.LOOK,
                 f"{row.metric.title}{f' ({row.dims})' if row.dims else ''} will reach its threshold soon",
                 reached_about(row),
                 do,
-                f"metric-{anchor(row)}",
+                section,
             )
         if (row.state and row.state.missing) or (row.sample and row.sample.status in (Status.ERROR, Status.STALE)):
             yield Finding(
@@ -533,7 +533,7 @@ def _of_thresholds(rows: Sequence[Headroom], now: datetime) -> Iterator[Finding]
                 f"{row.metric.title}{f' ({row.dims})' if row.dims else ''} cannot be measured",
                 headroom.value_in_words(row),
                 f"python -m scaling explain {row.metric.name} shows why; nothing fires meanwhile.",
-                f"metric-{anchor(row)}" if row.metric.rule else "thresholds",
+                section,
             )
 
 
@@ -621,6 +621,11 @@ def reached_about(row: Headroom) -> str:
     first, last = (f"{each:%d %b}" if each else "" for each in (foreseen.p10, foreseen.p90))
     span = f" ({first or '?'} to {last or 'never'})" if first != last or not first else ""
     return f"about {foreseen.p50:%d %b %Y}{span}"
+
+
+def _is_shown(row: Headroom) -> bool:
+    """Whether it has a line of its own: it is judged, and no source that is well."""
+    return row.metric.rule is not None and (row.metric.unit is not Unit.PERIODS or row.crossed)
 
 
 def _holds(row: Headroom) -> bool:
