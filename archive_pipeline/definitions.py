@@ -18,9 +18,13 @@ from archive_pipeline.jobs import (
 from archive_pipeline.partitions import monthly_partitions
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.schedules import monthly_schedule, prune_schedule, upkeep_schedule
-from archive_pipeline.sensors import capability_sensors, failure_sensor
+from archive_pipeline.sensors import capability_sensors
 from scaling.dagster_tracing import traced_in_process_executor
+from scaling.notifier import Channel
+from scaling.sensors import failure_sensor
 from scaling.settings import ArchiveSourceSettings, AutomationSettings, load
+
+RUNBOOK = "docs/operations.md#a-month-failed"
 
 
 def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -41,7 +45,16 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
             upkeep_schedule(calendar, automation),
             prune_schedule(calendar, automation),
         ],
-        sensors=[failure_sensor(automation), *capability_sensors(automation)],
+        sensors=[
+            failure_sensor(
+                "archive_pipeline",
+                automation,
+                name="audit_log_failure_sensor",
+                runbook=RUNBOOK,
+                also=[Channel.ARCHIVE_ALERT],
+            ),
+            *capability_sensors(automation),
+        ],
         resources={"archive": ArchiveResource(), **(resources or {})},
         # A run works in one process; a process for each of its steps would cost seconds and buys nothing.
         executor=traced_in_process_executor,

@@ -17,6 +17,7 @@ from scaling.databases import DatabaseRouter
 from scaling.errors import UserError, run_command
 from scaling.overrides import configured
 from scaling.settings import (
+    AlertSettings,
     ArchiveSettings,
     ArchiveSourceSettings,
     AutomationSettings,
@@ -38,6 +39,7 @@ GROUPS: dict[str, type[BaseSettings]] = {
     "exporter": ExporterSettings,
     "tracing": TracingSettings,
     "automation": AutomationSettings,
+    "alerts": AlertSettings,
 }
 
 

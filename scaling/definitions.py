@@ -13,7 +13,10 @@ from scaling.dagster_tracing import traced_in_process_executor
 from scaling.jobs import MANUAL, scaling_forecasts_job, scaling_metrics_job, scaling_report_job
 from scaling.resources import ScalingResource
 from scaling.schedules import schedules
+from scaling.sensors import failure_sensor, notifications_sensor
 from scaling.settings import AutomationSettings, load
+
+RUNBOOK = "docs/operations.md#a-run-died"
 
 
 def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -25,10 +28,15 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     Raises:
         UserError: a setting that shapes the definitions is wrong.
     """
+    automation = load(AutomationSettings)
     return dg.Definitions(
         assets=[scaling_metrics, scaling_forecasts, scaling_episodes, scaling_data_health, scaling_report],
         jobs=[scaling_metrics_job, scaling_forecasts_job, scaling_report_job, *MANUAL],
-        schedules=schedules(load(AutomationSettings)),
+        schedules=schedules(automation),
+        sensors=[
+            notifications_sensor(automation),
+            failure_sensor("scaling", automation, name="scaling_failure_sensor", runbook=RUNBOOK),
+        ],
         resources={"scaling": ScalingResource(), **(resources or {})},
         # A run is a few short steps; a process for each would cost seconds and buys nothing.
         executor=traced_in_process_executor,

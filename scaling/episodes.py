@@ -458,6 +458,20 @@ def latest(connection: Connection) -> list[Episode]:
     )
 
 
+def recent(connection: Connection, since: datetime) -> list[Episode]:
+    """Read the episodes that are open, or that recovered or were acted on lately, oldest first.
+
+    Args:
+        connection: in a transaction of the first shard.
+        since: what is over before it is left out.
+    """
+    return _select(
+        connection,
+        "WHERE recovered_at IS NULL OR recovered_at >= %(since)s OR acted_at >= %(since)s ORDER BY id",
+        {"since": since},
+    )
+
+
 def get(connection: Connection, episode_id: int) -> Episode:
     """Read one episode.
 

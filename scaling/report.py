@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from scaling import capabilities, episodes, headroom
+from scaling import capabilities, episodes, headroom, notifications
 from scaling.capabilities import Capability, Change, Mode
 from scaling.catalogue import Catalogue
 from scaling.databases import Connection, DatabaseRouter, Shard
@@ -286,6 +286,7 @@ def read(
         newest = episodes.listing(connection, limit=EPISODES_SHOWN)
         waiting = episodes.listing(connection, states=(EpisodeState.NEEDS_HUMAN, EpisodeState.PROPOSED))
         standing = _capabilities(connection, settings)
+        untold = notifications.waiting(connection)
     asleep = [row for row in rows if row.sample is None or row.sample.status is Status.NOT_CONFIGURED]
     measured = [row for row in rows if row not in asleep]
     months = _timeline([month for shard in shards for month in shard.months], len(shards), archive, now)
@@ -300,6 +301,7 @@ def read(
         *_of_thresholds(measured, now),
         *_of_episodes(waiting),
         *_of_months(months, chain),
+        *_of_alerts(untold),
     ]
     return Report(
         now,
@@ -592,6 +594,17 @@ def _of_months(months: Sequence[ArchiveMonth], chain: Sequence[ChainEnd]) -> Ite
             "its newest link carries no signature",
             "Set ARCHIVE_SIGNING_KEY (python -m archive_pipeline.audit new-key), or a KMS key.",
             "chain",
+        )
+
+
+def _of_alerts(untold: notifications.Waiting) -> Iterator[Finding]:
+    if untold.late or untold.dropped:
+        yield Finding(
+            Severity.ACT,
+            "Alerts do not arrive",
+            f"{untold.late:,} are tried again for over an hour, {untold.dropped:,} were given up in three days",
+            "SELECT channel, error FROM scaling.notifications WHERE sent_at IS NULL says why; mend ALERT_….",
+            "episodes",
         )
 
 

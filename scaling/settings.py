@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from scaling.errors import UserError
 
 MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+ADDRESS = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
 TABLE = re.compile(r"[^.\s]+\.[^.\s]+")
 
 S = TypeVar("S", bound=BaseSettings)
@@ -76,7 +77,8 @@ class AutomationSettings(BaseSettings):
         default=30, ge=1, le=3600, description="Seconds between two looks of a capability's sensor."
     )
     archive_alert_url: SecretStr | None = Field(
-        default=None, description='Failed runs of the archive are posted here, JSON {"text": "…"} (Slack, Mattermost).'
+        default=None,
+        description='Only failed runs of the archive, JSON {"text": "…"}; ALERT_SLACK_URL is for all alerts.',
     )
 
     @field_validator("archive_alert_url")
@@ -116,6 +118,61 @@ class TracingSettings(BaseSettings):
         if value and "{trace_id}" not in value:
             raise ValueError("must hold {trace_id}, for example https://jaeger.example.com/trace/{trace_id}")
         return value
+
+
+class AlertSettings(BaseSettings):
+    """Where alerts go; none of it is needed, and every channel that is set gets all of them."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    alert_slack_url: SecretStr | None = Field(
+        default=None, description="Incoming webhook of Slack or Mattermost that alerts are posted to."
+    )
+    alert_webhook_url: SecretStr | None = Field(
+        default=None, description="Alerts are posted here as JSON, with an Idempotency-Key."
+    )
+    alert_webhook_token: SecretStr | None = Field(default=None, description="Sent there as a bearer token.")
+    alert_smtp_host: str | None = Field(default=None, description="Mail server that takes alerts by e-mail.")
+    alert_smtp_port: int = Field(default=587, ge=1, le=65535, description="Its port.")
+    alert_smtp_tls: Literal["starttls", "implicit"] = Field(
+        default="starttls", description="implicit: TLS from the first byte, port 465. Never without."
+    )
+    alert_smtp_user: str | None = Field(default=None, description="Login of the mail server.")
+    alert_smtp_password: SecretStr | None = Field(default=None, description="Its password.")
+    alert_smtp_from: str | None = Field(default=None, description="Sender of the e-mails.")
+    alert_smtp_to: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Recipients, comma separated.")
+
+    @field_validator("alert_slack_url", "alert_webhook_url")
+    @classmethod
+    def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if not value or not value.get_secret_value():
+            return None
+        if not _keeps_private(value.get_secret_value()):
+            raise ValueError("must be https (plain http only on this machine)")
+        return value
+
+    @field_validator("alert_smtp_to", mode="before")
+    @classmethod
+    def _split_recipients(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(each.strip() for each in value.split(",") if each.strip())
+        return value
+
+    @field_validator("alert_smtp_from", "alert_smtp_to")
+    @classmethod
+    def _are_addresses(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for each in (value,) if isinstance(value, str) else value or ():
+            if not ADDRESS.fullmatch(each):
+                raise ValueError("must be plain e-mail addresses, name@example.com")
+        return value
+
+    @model_validator(mode="after")
+    def _mail_is_whole(self) -> Self:
+        if self.alert_smtp_host and not (self.alert_smtp_from and self.alert_smtp_to):
+            raise ValueError("ALERT_SMTP_HOST is set, so ALERT_SMTP_FROM and ALERT_SMTP_TO must be set too")
+        if bool(self.alert_smtp_user) != bool(self.alert_smtp_password):
+            raise ValueError("set both ALERT_SMTP_USER and ALERT_SMTP_PASSWORD, or neither")
+        return self
 
 
 class CapabilitySettings(BaseSettings):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from scaling.dagster_tracing import traced_in_process_executor
+from scaling.sensors import failure_sensor
 from scaling.settings import AutomationSettings, SyncScheduleSettings, load
 from sync_pipeline.assets import GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_report, sync_ticks
 from sync_pipeline.checks import calendar_events_checks
@@ -21,6 +22,8 @@ from sync_pipeline.jobs import (
 from sync_pipeline.resources import SyncResource
 from sync_pipeline.schedules import calendar_sync_schedule, purge_event_log_schedule, sync_report_schedule
 from sync_pipeline.sensors import capability_sensors, workspaces_sensor
+
+RUNBOOK = "docs/operations.md#a-workspace-is-red"
 
 
 def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitions:
@@ -42,7 +45,11 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
             sync_report_schedule(automation),
             purge_event_log_schedule(automation),
         ],
-        sensors=[workspaces_sensor(automation), *capability_sensors(automation)],
+        sensors=[
+            workspaces_sensor(automation),
+            *capability_sensors(automation),
+            failure_sensor("sync_pipeline", automation, name="calendar_sync_failure_sensor", runbook=RUNBOOK),
+        ],
         resources={"sync": SyncResource(), **(resources or {})},
         # A run is one step that does its own concurrency; a process a step would cost seconds and buys nothing.
         executor=traced_in_process_executor,

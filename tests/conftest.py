@@ -20,7 +20,14 @@ from devstack.otlp import Collector
 from devstack.processes import VAR, Supervisor
 from devstack.servers import Bucket, Database, Servers
 from scaling import tracing
-from scaling.settings import ArchiveSettings, AutomationSettings, DatabaseSettings, ScalingSettings, SyncSettings
+from scaling.settings import (
+    AlertSettings,
+    ArchiveSettings,
+    AutomationSettings,
+    DatabaseSettings,
+    ScalingSettings,
+    SyncSettings,
+)
 
 CONTROLLER = "devstack_controller"
 
@@ -96,7 +103,14 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     """Set exactly the pipelines' variables: `settings_environment(database, bucket, SYNC_PARALLELISM="2")`."""
 
     def apply(database: Database | None = None, bucket: Bucket | None = None, **others: str) -> None:
-        for group in (DatabaseSettings, SyncSettings, ArchiveSettings, AutomationSettings, ScalingSettings):
+        for group in (
+            DatabaseSettings,
+            SyncSettings,
+            ArchiveSettings,
+            AutomationSettings,
+            AlertSettings,
+            ScalingSettings,
+        ):
             for name in group.model_fields:
                 monkeypatch.delenv(name.upper(), raising=False)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
