@@ -47,6 +47,7 @@ from archive_pipeline.snapshot import Snapshot, SourceTable, caught_up_replica, 
 from scaling import tracing
 from scaling.databases import Lsn, Shard
 from scaling.errors import UserError
+from scaling.logs import Event, event
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,11 @@ def _archive(work: _Work, written: Lsn) -> MonthReport:
             return _first_generation(work, replica, "replica")
         except SourceLostError:
             # A replica cancels queries that stand in the way of replay; the primary does not.
-            logger.warning("the replica broke off while month %s was read; the primary is read", work.month.name)
+            logger.warning(
+                "the replica broke off while month %s was read; the primary is read",
+                work.month.name,
+                extra=event(Event.REPLICA_SKIPPED, month=work.month.name),
+            )
     return _first_generation(work, work.shard, "primary")
 
 
@@ -224,7 +229,12 @@ def _compare(work: _Work, found: Published) -> MonthReport:
     pruned = work.held.pruned()
     damaged = tuple(p.key for p in manifest.parts if not target.bucket.holds(p.key, p.size, p.sha256, p.version_id))
     if damaged:
-        logger.error("month %s: %d archived object(s) are missing or altered", work.month.name, len(damaged))
+        logger.error(
+            "month %s: %d archived object(s) are missing or altered",
+            work.month.name,
+            len(damaged),
+            extra=event(Event.OBJECTS_DAMAGED, month=work.month.name, objects=len(damaged)),
+        )
     publication.link(target, work.held, found)
     late = Comparison()
     outcome, stored = Outcome.UNCHANGED, manifest.digest
@@ -472,7 +482,7 @@ def _publish_catalog(target: Target) -> None:
     try:
         publish_catalog(target.bucket, target.layout, target.table, target.glue)
     except CatalogError as error:
-        logger.warning("the catalog was left as it is: %s", error)
+        logger.warning("the catalog was left as it is: %s", error, extra=event(Event.CATALOG_UNCHANGED))
 
 
 def _published(target: Target, month: Month, shard: Shard) -> Published | None:

@@ -36,6 +36,7 @@ from scaling.capabilities import Capability
 from scaling.databases import Connection, Shard
 from scaling.episodes import Claim, ClaimLostError, Episode
 from scaling.errors import UserError
+from scaling.logs import Event, event
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def act(
             with shard.transaction() as connection:
                 episodes.finish(connection, claimed, outcome)
     except ClaimLostError as error:
-        logger.warning("%s", error)
+        logger.warning("%s", error, extra=event(Event.CLAIM_LOST, episode=asked.id))
         return Acted(asked, lost=True)
     except BaseException as error:
         _fail(shard, claimed, error)
@@ -214,7 +215,12 @@ def holding(shard: Shard, claimed: Claim, lease: timedelta, *, since: float) -> 
             except ClaimLostError:
                 return
             except (UserError, psycopg.Error) as error:  # the next beat may reach it; else the lease runs out
-                logger.warning("the lease of episode %s was not extended: %s", claimed.episode.id, type(error).__name__)
+                logger.warning(
+                    "the lease of episode %s was not extended: %s",
+                    claimed.episode.id,
+                    type(error).__name__,
+                    extra=event(Event.LEASE_NOT_EXTENDED, episode=claimed.episode.id),
+                )
 
     thread = threading.Thread(target=beat, name=f"episode-{claimed.episode.id}", daemon=True)
     thread.start()
@@ -429,4 +435,8 @@ def _fail(shard: Shard, claimed: Claim, error: BaseException) -> None:
         with shard.transaction() as connection:
             episodes.fail(connection, claimed, said)
     except (UserError, psycopg.Error):  # its lease runs out, and it counts as failed then
-        logger.exception("the failure of episode %s was not recorded", claimed.episode.id)
+        logger.exception(
+            "the failure of episode %s was not recorded",
+            claimed.episode.id,
+            extra=event(Event.FAILURE_UNRECORDED, episode=claimed.episode.id),
+        )

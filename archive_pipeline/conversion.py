@@ -34,6 +34,7 @@ from archive_pipeline.snapshot import SourceTable
 from archive_pipeline.table_objects import SESSION, TableObjects, as_json, capture, differences, from_json, read
 from archive_pipeline.table_statements import Names
 from scaling.databases import Connection, Shard
+from scaling.logs import Event, event
 from scaling.settings import ArchiveSourceSettings
 
 logger = logging.getLogger(__name__)
@@ -560,7 +561,12 @@ class _Worker:
         try:
             self._record_end("aborted", error=said if cleaned else f"{said}; what it added is still there")
         except Exception as failure:  # noqa: BLE001 - the error that ended the attempt is the one to be raised
-            logger.warning("the end of the conversion of %s is not on record: %s", self.table, type(failure).__name__)
+            logger.warning(
+                "the end of the conversion of %s is not on record: %s",
+                self.table,
+                type(failure).__name__,
+                extra=event(Event.CONVERSION_UNRECORDED, table=str(self.table)),
+            )
 
     def _clean_quietly(self) -> bool:
         try:
@@ -574,6 +580,7 @@ class _Worker:
                 "python -m archive_pipeline.convert status tells",
                 self.table,
                 type(failure).__name__,
+                extra=event(Event.CONVERSION_LEFTOVERS, table=str(self.table)),
             )
             return False
         return True

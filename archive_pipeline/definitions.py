@@ -19,6 +19,7 @@ from archive_pipeline.partitions import monthly_partitions
 from archive_pipeline.resources import ArchiveResource
 from archive_pipeline.schedules import monthly_schedule, prune_schedule, upkeep_schedule
 from archive_pipeline.sensors import capability_sensors
+from scaling import logs
 from scaling.dagster_tracing import traced_in_process_executor
 from scaling.notifier import Channel
 from scaling.sensors import failure_sensor
@@ -36,6 +37,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     Raises:
         UserError: a setting that shapes the definitions is wrong.
     """
+    logs.configure(in_dagster=True)
     calendar, automation = load(ArchiveSourceSettings), load(AutomationSettings)
     return dg.Definitions(
         assets=[AUDIT_LOGS, *archive_assets(monthly_partitions(calendar)), ATHENA_TABLE],

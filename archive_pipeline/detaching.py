@@ -33,6 +33,7 @@ from archive_pipeline.prune_ledger import Prune
 from archive_pipeline.snapshot import SourceTable
 from scaling.databases import Connection
 from scaling.errors import UserError
+from scaling.logs import Event, event
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,11 @@ class Detaching:
         Args:
             partition: whose detach is pending.
         """
-        logger.warning("finishing the interrupted detach of %s", partition)
+        logger.warning(
+            "finishing the interrupted detach of %s",
+            partition,
+            extra=event(Event.DETACH_RESUMED, partition=str(partition)),
+        )
         try:
             self._execute("ALTER TABLE {} DETACH PARTITION {} FINALIZE", partition.table)
         except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.UndefinedTable):

@@ -32,6 +32,7 @@ from archive_pipeline.months import Month
 from archive_pipeline.snapshot import SourceTable
 from scaling.databases import Connection, DatabaseRouter
 from scaling.errors import run_command
+from scaling.logs import Event, event
 from scaling.settings import ArchiveSourceSettings, DatabaseSettings, load
 
 logger = logging.getLogger(__name__)
@@ -301,7 +302,14 @@ def premake(
         name = partition_name(table, month)
         if _is_taken(connection, schema, name) and month < Month.containing(now, zone):
             # A past month on its way out of Postgres: its rows wait there, its replacement is the pruning's business.
-            logger.warning("%s has no partition for %s, and %s.%s is not attached", table, month.name, schema, name)
+            logger.warning(
+                "%s has no partition for %s, and %s.%s is not attached",
+                table,
+                month.name,
+                schema,
+                name,
+                extra=event(Event.PARTITION_NOT_ATTACHED, table=str(table), month=month.name),
+            )
             continue
         retrying = tenacity.Retrying(
             sleep=sleep,
@@ -323,13 +331,20 @@ def premake(
             ) from None
         if one is not None:
             made.append(one)
-            logger.info("made partition %s of %s for %s", one, table, month.name)
+            logger.info(
+                "made partition %s of %s for %s",
+                one,
+                table,
+                month.name,
+                extra=event(Event.PARTITION_MADE, table=str(table), month=month.name),
+            )
     if made and (names := published_by_leaf(connection, table)):
         logger.warning(
             "publication %s sends changes of %s under the names of its partitions; its subscribers need tables of "
             "these names too, or: ALTER PUBLICATION … SET (publish_via_partition_root = true)",
             ", ".join(names),
             table,
+            extra=event(Event.PUBLICATION_BY_PARTITION, table=str(table)),
         )
     return made
 

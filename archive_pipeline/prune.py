@@ -55,6 +55,7 @@ from archive_pipeline.soundness import Soundness
 from scaling import tracing
 from scaling.databases import DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
+from scaling.logs import Event, event
 from scaling.settings import ArchiveSettings, DatabaseSettings, load
 
 logger = logging.getLogger(__name__)
@@ -434,7 +435,9 @@ class _Work:
         except _RefusedError as error:
             return self.refuse(row, str(error))
         except UserError as error:
-            logger.warning("the prune of %s stopped: %s", row, error)
+            logger.warning(
+                "the prune of %s stopped: %s", row, error, extra=event(Event.PRUNE_STOPPED, partition=str(row))
+            )
             self.prunes.record_reason(row, str(error))
             return self.report(row, Outcome.STOPPED, str(error))
         except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege):
@@ -442,7 +445,7 @@ class _Work:
         except psycopg.Error as error:
             # Its text may hold a value.
             reason = f"Postgres refused a statement for {row} ({type(error).__name__}, {error.sqlstate})"
-            logger.warning("the prune stopped: %s", reason)
+            logger.warning("the prune stopped: %s", reason, extra=event(Event.PRUNE_STOPPED, partition=str(row)))
             self.prunes.record_reason(row, reason)
             return self.report(row, Outcome.STOPPED, reason)
         return self.report(row, Outcome.DROPPED)
@@ -613,7 +616,9 @@ class _Work:
                 outcome, reason = Outcome.PUT_BACK, f"{reason}; {row} was attached again"
             except UserError as error:
                 reason = f"{reason}; {error}"
-        logger.warning("the prune of %s was refused: %s", row, reason)
+        logger.warning(
+            "the prune of %s was refused: %s", row, reason, extra=event(Event.PRUNE_REFUSED, partition=str(row))
+        )
         self.prunes.record(row, "refused", reason)
         return self.report(row, outcome, reason)
 

@@ -37,6 +37,7 @@ from archive_pipeline.months import Month
 from scaling import tracing
 from scaling.databases import Connection, Lsn, Shard
 from scaling.errors import UserError
+from scaling.logs import Event, event
 
 if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Cursor as ArrowCursor
@@ -580,17 +581,28 @@ def caught_up_replica(
                     f"SELECT ({CLUSTER}), pg_last_wal_replay_lsn() >= %s::pg_lsn", (at_least,)
                 ).fetchall()
         except UserError:
-            logger.warning("the replica of shard %s does not answer; the primary is read", shard.name)
+            logger.warning(
+                "the replica of shard %s does not answer; the primary is read",
+                shard.name,
+                extra=event(Event.REPLICA_SKIPPED, shard=shard.name),
+            )
             return None
         if cluster != mine:
             # Promoted, or the replica of another database: its positions say nothing about this one's rows.
-            logger.warning("DATABASE_REPLICA_URL of shard %s is no replica of it; the primary is read", shard.name)
+            logger.warning(
+                "DATABASE_REPLICA_URL of shard %s is no replica of it; the primary is read",
+                shard.name,
+                extra=event(Event.REPLICA_SKIPPED, shard=shard.name),
+            )
             return None
         if shows:
             return shard.replica
         if clock() - began > patience:
             logger.warning(
-                "the replica of shard %s is behind by more than %.0f s; the primary is read", shard.name, patience
+                "the replica of shard %s is behind by more than %.0f s; the primary is read",
+                shard.name,
+                patience,
+                extra=event(Event.REPLICA_SKIPPED, shard=shard.name),
             )
             return None
         sleep(REPLICA_LOOK_SECONDS)

@@ -23,6 +23,7 @@ from scaling.settings import (
     AutomationSettings,
     DatabaseSettings,
     ExporterSettings,
+    LogSettings,
     ScalingSettings,
     SyncSettings,
     TracingSettings,
@@ -40,6 +41,7 @@ GROUPS: dict[str, type[BaseSettings]] = {
     "tracing": TracingSettings,
     "automation": AutomationSettings,
     "alerts": AlertSettings,
+    "logs": LogSettings,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from scaling import logs
 from scaling.assets import scaling_data_health, scaling_episodes, scaling_forecasts, scaling_metrics, scaling_report
 from scaling.dagster_tracing import traced_in_process_executor
 from scaling.jobs import MANUAL, scaling_forecasts_job, scaling_metrics_job, scaling_report_job
@@ -28,6 +29,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     Raises:
         UserError: a setting that shapes the definitions is wrong.
     """
+    logs.configure(in_dagster=True)
     automation = load(AutomationSettings)
     return dg.Definitions(
         assets=[scaling_metrics, scaling_forecasts, scaling_episodes, scaling_data_health, scaling_report],

@@ -29,6 +29,7 @@ from scaling import exported, exported_dagster
 from scaling.databases import DatabaseRouter, Shard
 from scaling.errors import UserError, run_command
 from scaling.exposition import gauge, one
+from scaling.logs import Event, event
 from scaling.settings import DagsterStorageSettings, DatabaseSettings, ExporterSettings, load
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,13 @@ class _Reading:
         try:
             families = self._part.read()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one part must not cost the others
-            logger.warning("part %s of the scrape failed: %s: %s", self._part.name, type(error).__name__, error)
+            logger.warning(
+                "part %s of the scrape failed: %s: %s",
+                self._part.name,
+                type(error).__name__,
+                error,
+                extra=event(Event.SCRAPE_PART_FAILED, part=self._part.name),
+            )
             self.seconds = time.monotonic() - began
             return
         self.seconds = time.monotonic() - began
@@ -128,7 +135,12 @@ class PipelineCollector(Collector):
             if reading is None or not over:
                 if reading is not None:
                     self._late[part.name] = reading
-                logger.warning("part %s of the scrape took longer than %g s", part.name, self._limit_seconds)
+                logger.warning(
+                    "part %s of the scrape took longer than %g s",
+                    part.name,
+                    self._limit_seconds,
+                    extra=event(Event.SCRAPE_PART_FAILED, part=part.name),
+                )
             elif reading.families is not None:
                 families += reading.families
         return [
@@ -251,6 +263,7 @@ def _serve(everything: CollectorRegistry, settings: ExporterSettings) -> None:
     name = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"listening at http://{name}:{server.server_port}/metrics\n")
     sys.stdout.flush()
+    logger.info("listening", extra=event(Event.LISTENING, port=server.server_port))
     ended.wait()
     server.shutdown()
     server.server_close()

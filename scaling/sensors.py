@@ -13,6 +13,7 @@ import dagster as dg
 
 from scaling import notifications
 from scaling.errors import UserError
+from scaling.logs import Event, event
 from scaling.notifier import Channel, Message, Sender, senders
 from scaling.overrides import configured
 from scaling.resources import ScalingResource, databases, failing_with_a_sentence
@@ -47,7 +48,9 @@ def notifications_sensor(automation: AutomationSettings) -> dg.SensorDefinition:
                 known = configured(load(ScalingSettings))
                 done = notifications.look(router.shards()[0], known, channels, datetime.now(UTC))
         for channel, why in done.failed.items():
-            logger.warning("an alert by %s is tried again: %s", channel, why)
+            logger.warning(
+                "an alert by %s is tried again: %s", channel, why, extra=event(Event.ALERT_RETRIED, channel=channel)
+            )
         return dg.SkipReason(done.sentence if channels else f"{UNSET}.")
 
     return sensor
@@ -81,7 +84,9 @@ def failure_sensor(
         wanted = {*notifications.FOR_EPISODES, *also}
         channels = {each: sender for each, sender in senders(alerts, set_up).items() if each in wanted}
         if not channels:
-            logger.error("%s: %s", message.title, message.text)
+            logger.error(
+                "%s: %s", message.title, message.text, extra=event(Event.ALERT_NOT_SENT, subject=message.subject)
+            )
             return dg.SkipReason(f"{UNSET}; the failure is in the daemon's log")
         failed = _tell(message, channels)
         if failed:
@@ -135,7 +140,9 @@ def _tell(message: Message, channels: dict[Channel, Sender]) -> dict[Channel, st
             if (problem := sender.send(message, key, at)) is not None:
                 unsent[channel] = problem.sentence
         if unsent:
-            logger.error("%s: %s", message.title, message.text)
+            logger.error(
+                "%s: %s", message.title, message.text, extra=event(Event.ALERT_NOT_SENT, subject=message.subject)
+            )
             said = ", ".join(f"{channel}: {why}" for channel, why in unsent.items())
             raise dg.Failure(f"an alert was not taken ({said}); the failure itself: {message.title}") from None
         return {}

@@ -175,6 +175,16 @@ class AlertSettings(BaseSettings):
         return self
 
 
+class LogSettings(BaseSettings):
+    """How processes log."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="json: every log line is one JSON object, with an event from docs/operations.md."
+    )
+
+
 class CapabilitySettings(BaseSettings):
     """What a crossed threshold leads to, by capability; all of it has defaults."""
 

@@ -35,6 +35,7 @@ from psycopg.abc import Params, Query
 from psycopg.rows import TupleRow
 
 from scaling.errors import UserError
+from scaling.logs import Event, event
 from scaling.settings import TracingSettings, load
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def link_of(run_id: str) -> str | None:
     try:
         address = load(TracingSettings).trace_ui_url
     except UserError as error:
-        log.warning("runs do not link their trace: %s", error)
+        log.warning("runs do not link their trace: %s", error, extra=event(Event.NOT_TRACED))
         return None
     return address.replace("{trace_id}", trace_id_of(run_id)) if address else None
 
@@ -101,7 +102,7 @@ def start(service: str) -> bool:
     try:
         endpoint = load(TracingSettings).otel_exporter_otlp_endpoint
     except UserError as error:
-        log.warning("runs are not traced: %s", error)
+        log.warning("runs are not traced: %s", error, extra=event(Event.NOT_TRACED))
         endpoint = None
     if endpoint != _State.endpoint:
         stop()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from scaling import logs
 from scaling.dagster_tracing import traced_in_process_executor
 from scaling.sensors import failure_sensor
 from scaling.settings import AutomationSettings, SyncScheduleSettings, load
@@ -35,6 +36,7 @@ def build_defs(*, resources: Mapping[str, object] | None = None) -> dg.Definitio
     Raises:
         UserError: a setting that shapes the definitions is wrong.
     """
+    logs.configure(in_dagster=True)
     automation = load(AutomationSettings)
     return dg.Definitions(
         assets=[GOOGLE_CALENDARS, GOOGLE_CONNECTIONS, calendar_events, sync_ticks, sync_report],

@@ -21,6 +21,7 @@ import psycopg
 from scaling import tracing
 from scaling.databases import Connection, Shard
 from scaling.errors import UserError
+from scaling.logs import Event, event
 from sync_pipeline import connections, health, leases, runs
 from sync_pipeline.cadence import FleetRates, read_fleet
 from sync_pipeline.call_buckets import fit_plans, reserve_users
@@ -400,7 +401,9 @@ class _Pool:
                     with shard.transaction() as connection:
                         leases.renew_all(connection, owner=self._run_id)
             except (UserError, psycopg.Error) as error:  # the leases outlive a few missed beats
-                log.warning("heartbeat of the run missed: %s", type(error).__name__)
+                log.warning(
+                    "heartbeat of the run missed: %s", type(error).__name__, extra=event(Event.HEARTBEAT_MISSED)
+                )
 
 
 def _assign(connection: Connection, services: Services, claims: Sequence[leases.Claim]) -> list[Assignment]:

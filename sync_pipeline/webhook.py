@@ -37,9 +37,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from scaling import settings
+from scaling import logs, settings
 from scaling.databases import Connection, DatabaseRouter
 from scaling.errors import UserError, run_command
+from scaling.logs import Event, event
 from scaling.settings import DatabaseSettings, SyncScheduleSettings, WebhookSettings
 
 DEFAULT_PATH = "/google-calendar"
@@ -248,11 +249,15 @@ def make_app(receiver: Receiver, path: str = DEFAULT_PATH) -> Starlette:
             done = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(threads, work), ANSWER_SECONDS)
         except (UserError, psycopg.Error, TimeoutError) as error:
             if answering:
-                log.warning("the database does not answer (%s); Google is asked to try again", type(error).__name__)
+                log.warning(
+                    "the database does not answer (%s); Google is asked to try again",
+                    type(error).__name__,
+                    extra=event(Event.DATABASE_SILENT),
+                )
             answering = False
             raise
         if not answering:
-            log.warning("the database answers again")
+            log.warning("the database answers again", extra=event(Event.DATABASE_BACK))
         answering = True
         return done
 
@@ -316,6 +321,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 access_log=False,
                 log_level="warning",
+                log_config=None if logs.is_json() else uvicorn.config.LOGGING_CONFIG,
                 server_header=False,
                 limit_concurrency=CONCURRENT_REQUESTS,
                 timeout_graceful_shutdown=int(ANSWER_SECONDS),
@@ -382,6 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def started() -> None:
             sys.stdout.write(f"listening at {address}\n")
             sys.stdout.flush()
+            log.info("listening", extra=event(Event.LISTENING, port=listener.getsockname()[1]))
 
         Server(make_app(Receiver(router), path), started=started).run(sockets=[listener])
     return 0

@@ -18,6 +18,7 @@ import psycopg
 from scaling import tracing
 from scaling.databases import Connection
 from scaling.errors import UserError
+from scaling.logs import Event, event
 from sync_pipeline import connections, event_store, health, leases, runs
 from sync_pipeline.cadence import observe
 from sync_pipeline.connections import StoredGrant
@@ -143,7 +144,12 @@ def unreadable(workspace: Workspace, error: Exception) -> WorkspaceResult:
         error: what happened; its text is told to nobody.
     """
     trouble = _internal(error)
-    log.error("workspace %s is passed over, a row of its state cannot be read: %s", workspace.partition_key, trouble)
+    log.error(
+        "workspace %s is passed over, a row of its state cannot be read: %s",
+        workspace.partition_key,
+        trouble,
+        extra=event(Event.WORKSPACE_PASSED_OVER, workspace=workspace.partition_key, kind=trouble.kind),
+    )
     return WorkspaceResult(workspace, Tally(), (Trouble(trouble.kind, str(trouble)),), (), None, 0.0)
 
 
@@ -223,7 +229,13 @@ class _Service:
         """Remember what went wrong and log it, without anything personal."""
         self.troubles.append(Trouble(error.kind, str(error)))
         tracing.failed(error.kind)
-        log.warning("workspace %s: %s (%s)", self._workspace.partition_key, error.kind, error)
+        log.warning(
+            "workspace %s: %s (%s)",
+            self._workspace.partition_key,
+            error.kind,
+            error,
+            extra=event(Event.WORKSPACE_TROUBLE, workspace=self._workspace.partition_key, kind=error.kind),
+        )
 
     def _count_calls(self, connection: Connection) -> None:
         """Write down the requests made since the last time, within whatever transaction is open anyway."""

@@ -25,6 +25,7 @@ from scaling.settings import (
     ArchiveSettings,
     AutomationSettings,
     DatabaseSettings,
+    LogSettings,
     ScalingSettings,
     SyncSettings,
 )
@@ -110,6 +111,7 @@ def settings_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
             AutomationSettings,
             AlertSettings,
             ScalingSettings,
+            LogSettings,
         ):
             for name in group.model_fields:
                 monkeypatch.delenv(name.upper(), raising=False)

@@ -23,12 +23,16 @@ from pydantic import SecretStr
 import sync_pipeline
 from devstack.google_calendar import SimulatedUser, Simulator
 from devstack.servers import Database
+from scaling import report, report_page
 from scaling.databases import DatabaseRouter, Shard
+from scaling.logs import JsonFormatter
+from scaling.settings import ArchiveSourceSettings, ScalingSettings
 from sync_pipeline import connections, engine, leases, tick
 from sync_pipeline.definitions import build_defs
 from sync_pipeline.google_calendar import CachedAccessToken
 from sync_pipeline.grants import GrantCipher
 from sync_pipeline.services import Services
+from tests.scaling.seeded import known as catalogue_of_defaults
 from tests.sync_pipeline.conftest import KEY, Saas
 from tests.sync_pipeline.scenes import kinds, meeting
 
@@ -101,7 +105,9 @@ def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[],
     def text() -> str:
         formatter = logging.Formatter("%(name)s %(message)s")
         return "\n".join(
-            formatter.format(record) for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))
+            f"{formatter.format(record)}\n{JsonFormatter().format(record)}"
+            for record in caplog.records
+            if not record.name.startswith(("httpx", "httpcore"))
         )
 
     yield text
@@ -211,6 +217,13 @@ def test_no_outcome_of_a_sync_tells_a_canary(
         "UNION ALL SELECT reason FROM sync.quarantine UNION ALL SELECT concat(method, outcome) FROM sync.api_calls"
     )
     assert planted.told_in(str(told)) == set(), "what operators read"
+    with DatabaseRouter(Shard("main", saas.dsn)) as router:
+        found_by_page = report.read(
+            router, catalogue_of_defaults(), ScalingSettings(), ArchiveSourceSettings(), datetime.now(UTC)
+        )
+    page = report_page.render(found_by_page)
+    assert "reauth_required" in page
+    assert planted.told_in(page) == set(), "the page of all figures"
 
 
 @pytest.mark.parametrize(
