@@ -222,7 +222,6 @@ def test_no_outcome_of_a_sync_tells_a_canary(
             router, catalogue_of_defaults(), ScalingSettings(), ArchiveSourceSettings(), datetime.now(UTC)
         )
     page = report_page.render(found_by_page)
-    assert "reauth_required" in page
     assert planted.told_in(page) == set(), "the page of all figures"
 
 
