@@ -104,8 +104,8 @@ class Trial:
         rng = self._rng
         with psycopg.connect(self._arena.dsn) as connection:
             connection.execute(
-                "TRUNCATE scaling.samples, scaling.rule_states, scaling.episodes, scaling.capability_changes,"
-                " chaos.requests, chaos.effects"
+                "TRUNCATE scaling.samples, scaling.rule_states, scaling.episodes, scaling.notifications,"
+                " scaling.capability_changes, chaos.requests, chaos.effects"
             )
         plan = tuple(
             Sample(rule.metric, START + hour * HOUR, rng.choice([1.0, 1.0, 8.0, 20.0, 20.0]), dims=dims)
