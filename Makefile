@@ -90,7 +90,7 @@ bench-scaling: install  ## measure the thresholds against their targets (ARGS="-
 	@$(BIN)/python -m bench.readme
 
 .PHONY: bench-observability
-bench-observability: install  ## measure what watches the pipelines, in 15 minutes (ARGS="--only exporter": one)
+bench-observability: install  ## measure what watches the pipelines (ARGS="--only exporter": one)
 	@$(BIN)/python -m bench.observability $(ARGS)
 	@$(BIN)/python -m bench.readme
 

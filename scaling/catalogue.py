@@ -16,6 +16,7 @@ from scaling import queries
 from scaling.capabilities import Capability, Mode
 from scaling.episodes import Watch
 from scaling.errors import UserError
+from scaling.google_calls import TOKEN_REFRESH
 from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
 from scaling.sources import Source
 from scaling.sources.anthropic import AnthropicCost, AnthropicUsage
@@ -33,8 +34,6 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NO_DATA_PERIODS = 3
 """Of silence before a rule says that it has no data; two missed measurements may be a deployment."""
 OWNER = "platform"
-NOT_A_CALL = "oauth.refresh"
-"""A token refresh goes to another API and counts against no quota of Calendar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +285,7 @@ def _calendar_sync(runs: Mapping[str, object]) -> Iterable[Metric]:
         "google_calls_month",
         "Calls to Google Calendar this month",
         Unit.CALLS,
-        SqlSource(queries.GOOGLE_CALLS_MONTH, Across.SUM, {"not_a_call": NOT_A_CALL}),
+        SqlSource(queries.GOOGLE_CALLS_MONTH, Across.SUM, {"not_a_call": TOKEN_REFRESH}),
         HOUR,
         "2.1",
         _rule("google_calls_month", Compare.ABOVE, 10_000, HOUR, recovery=8_000),

@@ -19,7 +19,7 @@ from rich.table import Table
 from scaling import capabilities, episodes, headroom, measure, samples
 from scaling.capabilities import in_force, modes, named
 from scaling.databases import Connection, DatabaseRouter
-from scaling.episodes import Episode
+from scaling.episodes import Episode, EpisodeState
 from scaling.headroom import Headroom
 from scaling.overrides import configured
 from scaling.samples import Sample, Status
@@ -29,6 +29,7 @@ from scaling.thresholds import Phase
 from scaling.units import Unit, shown
 
 SAMPLES_SHOWN = 12
+UNDECIDED = (EpisodeState.OBSERVED, EpisodeState.PROPOSED, EpisodeState.NEEDS_HUMAN)
 EPISODES_SHOWN = 10
 COLOURS = {Phase.FIRED: "red", Phase.CLEARING: "yellow", Phase.PENDING: "yellow", Phase.LATCHED: "cyan"}
 
@@ -74,7 +75,7 @@ def status(console: Console) -> int:
     known = configured(load(ScalingSettings))
     with first_shard("status") as connection:
         rows = headroom.table(connection, known, now)
-        waiting = episodes.listing(connection, states=episodes.AGAIN[:3], limit=EPISODES_SHOWN)
+        waiting = episodes.listing(connection, states=UNDECIDED, limit=EPISODES_SHOWN)
     asleep = [row for row in rows if row.sample is None or row.sample.status is Status.NOT_CONFIGURED]
     empty = [row for row in rows if row.sample is not None and row.sample.status is Status.EMPTY]
     quiet = [row for row in rows if row.metric.name == "source_health" and not row.crossed]

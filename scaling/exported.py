@@ -23,6 +23,7 @@ from scaling.catalogue import Catalogue
 from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.episodes import EpisodeState
 from scaling.exposition import counter, gauge, histogram, one
+from scaling.google_calls import AGES, POLLS_PER_HOUR, TOKEN_REFRESH
 from scaling.headroom import Headroom
 from scaling.overrides import configured
 from scaling.samples import Sample, Status
@@ -33,11 +34,7 @@ CLASSES = ("free", "team", "enterprise")
 HEALTHS = ("new", "healthy", "degraded", "needs_human")
 CALENDAR_STATES = ("never_synced", "waiting", "failing", "overdue", "fresh")
 NOTIFICATIONS = ("accepted", "sync", "unknown_channel", "wrong_token", "malformed")
-NOT_A_CALL = "oauth.refresh"
-FIXED_INTERVAL_READS_PER_HOUR = 30
-"""Of every calendar, completely, every two minutes: what calls are held against, as the daily report does."""
-AGES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
-"""Buckets of sync.freshness; the last one of the table has no bound."""
+BOUNDED_AGES = AGES[:-1]
 OVERDUE_SECONDS = 900
 DEAD_AFTER = "5 minutes"
 """Without a heartbeat, which comes every 30 seconds."""
@@ -206,8 +203,8 @@ def calls(connection: Connection) -> Sequence[Metric]:
                 GROUP BY extract(hour FROM started_at AT TIME ZONE 'UTC')) AS hours
             """).format(today=sql.SQL(TODAY))
     ).fetchone()
-    complete = FIXED_INTERVAL_READS_PER_HOUR * (found[0] if found else 0.0)
-    sent = sum(count for _, method, _, count in rows if method != NOT_A_CALL)
+    complete = POLLS_PER_HOUR * (found[0] if found else 0.0)
+    sent = sum(count for _, method, _, count in rows if method != TOKEN_REFRESH)
     return [
         counter(
             "pipeline_sync_api_calls",
@@ -235,13 +232,13 @@ def freshness(connection: Connection) -> Sequence[Metric]:
     for bound, changes in connection.execute(
         "SELECT le_seconds, changes FROM sync.freshness WHERE day = (now() AT TIME ZONE 'UTC')::date"
     ):
-        by_bound[bound if bound in AGES else 0] += changes
+        by_bound[bound if bound in BOUNDED_AGES else 0] += changes
     return [
         histogram(
             "pipeline_sync_change_age_seconds",
             "Age of changes when they became visible here, since midnight UTC.",
-            [((), [*(by_bound[bound] for bound in AGES), by_bound[0]], None)],
-            AGES,
+            [((), [*(by_bound[bound] for bound in BOUNDED_AGES), by_bound[0]], None)],
+            BOUNDED_AGES,
         ),
         counter(
             "pipeline_sync_notifications",

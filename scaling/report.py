@@ -18,6 +18,7 @@ from scaling.capabilities import Capability, Change, Mode
 from scaling.catalogue import Catalogue
 from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.episodes import Episode, EpisodeState
+from scaling.google_calls import POLLS_PER_HOUR, TOKEN_REFRESH
 from scaling.headroom import Headroom
 from scaling.prices import storage_usd
 from scaling.samples import Status
@@ -26,9 +27,6 @@ from scaling.thresholds import Phase
 from scaling.units import Unit
 
 DAYS = 90
-POLLS_PER_HOUR = 30
-"""Of polling every two minutes, 720 a day: what calls are held against."""
-NOT_A_CALL = "oauth.refresh"
 QUIET_AFTER = timedelta(minutes=15)
 """Ticks start every two minutes and work for less; so long without one, and the sync stands still."""
 UNMEASURED_AFTER = timedelta(hours=3)
@@ -330,7 +328,7 @@ def _of_shard(shard: Shard, archive: ArchiveSourceSettings, since: date) -> _OfS
         calls = connection.execute(
             "SELECT day, sum(calls)::bigint, sum(calls) FILTER (WHERE outcome !~ '^[23]')::bigint FROM sync.api_calls"
             " WHERE day >= %s AND method <> %s GROUP BY day",
-            [since, NOT_A_CALL],
+            [since, TOKEN_REFRESH],
         ).fetchall()
         polling = connection.execute(
             "SELECT hour::date, sum(live)::float8 * %s FROM (SELECT date_trunc('hour', started_at AT TIME ZONE 'UTC')"

@@ -22,30 +22,33 @@ def schedules(automation: AutomationSettings) -> list[dg.ScheduleDefinition]:
         automation: whether they are on from the first start.
     """
     status = dg.DefaultScheduleStatus
-    on = status.RUNNING if automation.pipeline_autostart else status.STOPPED
     return [
         dg.ScheduleDefinition(
-            name="scaling_metrics_schedule",
-            job=scaling_metrics_job,
-            cron_schedule=HOURLY,
+            name=name,
+            job=job,
+            cron_schedule=cron,
             execution_timezone="UTC",
-            default_status=on,
-            description="Every hour: measure what is due, judge every threshold, look after episodes.",
-        ),
-        dg.ScheduleDefinition(
-            name="scaling_report_schedule",
-            job=scaling_report_job,
-            cron_schedule=REPORTED,
-            execution_timezone="UTC",
-            default_status=on,
-            description="Every hour: the page for people without Grafana, from what was recorded.",
-        ),
-        dg.ScheduleDefinition(
-            name="scaling_forecasts_schedule",
-            job=scaling_forecasts_job,
-            cron_schedule=DAILY,
-            execution_timezone="UTC",
-            default_status=on,
-            description="Every day: when each threshold will be crossed, with pictures of the nearest.",
-        ),
+            default_status=status.RUNNING if automation.pipeline_autostart else status.STOPPED,
+            description=description,
+        )
+        for name, job, cron, description in (
+            (
+                "scaling_metrics_schedule",
+                scaling_metrics_job,
+                HOURLY,
+                "Every hour: measure what is due, judge every threshold, look after episodes.",
+            ),
+            (
+                "scaling_report_schedule",
+                scaling_report_job,
+                REPORTED,
+                "Every hour: the page for people without Grafana, from what was recorded.",
+            ),
+            (
+                "scaling_forecasts_schedule",
+                scaling_forecasts_job,
+                DAILY,
+                "Every day: when each threshold will be crossed, with pictures of the nearest.",
+            ),
+        )
     ]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cryptography.fernet import Fernet
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from scaling.errors import UserError
@@ -35,6 +35,18 @@ def _keeps_private(address: str) -> bool:
     return bool(parts.hostname) and (
         parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
     )
+
+
+def _kept_private(value: SecretStr | None) -> SecretStr | None:
+    if not value or not value.get_secret_value():
+        return None
+    if not _keeps_private(value.get_secret_value()):
+        raise ValueError("must be https (plain http only on this machine)")
+    return value
+
+
+SecretAddress = Annotated[SecretStr | None, AfterValidator(_kept_private)]
+"""A web address that is itself a secret, like an incoming webhook's."""
 
 
 class DatabaseSettings(BaseSettings):
@@ -76,19 +88,10 @@ class AutomationSettings(BaseSettings):
     scaling_sensor_seconds: int = Field(
         default=30, ge=1, le=3600, description="Seconds between two looks of a capability's sensor."
     )
-    archive_alert_url: SecretStr | None = Field(
+    archive_alert_url: SecretAddress = Field(
         default=None,
         description='Only failed runs of the archive, JSON {"text": "…"}; ALERT_SLACK_URL is for all alerts.',
     )
-
-    @field_validator("archive_alert_url")
-    @classmethod
-    def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if not value or not value.get_secret_value():
-            return None
-        if not _keeps_private(value.get_secret_value()):
-            raise ValueError("must be https (plain http only on this machine)")
-        return value
 
 
 class TracingSettings(BaseSettings):
@@ -125,10 +128,10 @@ class AlertSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True)
 
-    alert_slack_url: SecretStr | None = Field(
+    alert_slack_url: SecretAddress = Field(
         default=None, description="Incoming webhook of Slack or Mattermost that alerts are posted to."
     )
-    alert_webhook_url: SecretStr | None = Field(
+    alert_webhook_url: SecretAddress = Field(
         default=None, description="Alerts are posted here as JSON, with an Idempotency-Key."
     )
     alert_webhook_token: SecretStr | None = Field(default=None, description="Sent there as a bearer token.")
@@ -141,15 +144,6 @@ class AlertSettings(BaseSettings):
     alert_smtp_password: SecretStr | None = Field(default=None, description="Its password.")
     alert_smtp_from: str | None = Field(default=None, description="Sender of the e-mails.")
     alert_smtp_to: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Recipients, comma separated.")
-
-    @field_validator("alert_slack_url", "alert_webhook_url")
-    @classmethod
-    def _is_web_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if not value or not value.get_secret_value():
-            return None
-        if not _keeps_private(value.get_secret_value()):
-            raise ValueError("must be https (plain http only on this machine)")
-        return value
 
     @field_validator("alert_smtp_to", mode="before")
     @classmethod

@@ -7,9 +7,9 @@ Belongs here: drawing a `DayReport`. Does not: its numbers (`sync_pipeline.repor
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from scaling.google_calls import TOKEN_REFRESH
 from scaling.pictures import ACCENT, BAD, GOOD, GRID, MUTED, OTHER, new_figure, nothing, png
 from sync_pipeline.report import NO_BOUND_SECONDS, DayReport
-from sync_pipeline.tally import TOKEN_REFRESH
 
 OUTCOMES_SHOWN = 6
 ANSWERS = {

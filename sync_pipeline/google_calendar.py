@@ -33,6 +33,7 @@ from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 
 from scaling import tracing
+from scaling.google_calls import TOKEN_REFRESH
 from sync_pipeline.errors import (
     AccessDeniedError,
     AccessTokenRefusedError,
@@ -423,7 +424,7 @@ class _CountedHttp:
         """See `httplib2.Http.request`."""
         name = self._name(uri)
         # A token refresh is no Calendar call; it has a quota of its own, which nobody reaches.
-        if name == "oauth.refresh":
+        if name == TOKEN_REFRESH:
             return self._send(name, uri, method, options)
         with self._gate.admit():
             response, content = self._send(name, uri, method, options)
@@ -448,7 +449,7 @@ class _CountedHttp:
     def _name(self, uri: str) -> str:
         path = urlsplit(uri).path
         if path == self._token_path:
-            return "oauth.refresh"
+            return TOKEN_REFRESH
         for end, name in METHODS.items():
             if path.endswith(end):
                 return name

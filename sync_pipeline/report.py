@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from scaling.databases import Connection, DatabaseRouter
-from sync_pipeline.tally import TOKEN_REFRESH
+from scaling.google_calls import POLLS_PER_HOUR, TOKEN_REFRESH
 
-POLLS_PER_HOUR = 30
-"""Of polling every two minutes, 720 a day: what calls are held against."""
 NO_BOUND_SECONDS = 7 * 86400
 """Buckets of the histogram beyond it have no upper bound worth showing."""
 

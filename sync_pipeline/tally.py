@@ -4,12 +4,9 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
+from scaling.google_calls import AGES, TOKEN_REFRESH
 from sync_pipeline.event_store import Changes
 from sync_pipeline.google_calendar import CallCounter
-
-TOKEN_REFRESH = "oauth.refresh"  # noqa: S105  # a method's name
-AGES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 2**31 - 1)
-""""At most this many seconds old": the buckets of `sync.freshness`."""
 
 
 @dataclass(slots=True)

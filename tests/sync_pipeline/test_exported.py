@@ -9,15 +9,9 @@ from devstack.servers import Database
 from scaling import exported
 from scaling.databases import DatabaseRouter, Shard
 from scaling.settings import SyncLimitSettings
-from sync_pipeline import call_buckets, report, tally
+from sync_pipeline import call_buckets, report
 from sync_pipeline.call_buckets import QuotaLimits
 from tests.scaling import exported_fleet
-
-
-def test_the_buckets_of_freshness_are_those_of_the_tally() -> None:
-    assert tally.AGES[:-1] == exported.AGES
-    assert tally.TOKEN_REFRESH == exported.NOT_A_CALL
-    assert report.POLLS_PER_HOUR == exported.FIXED_INTERVAL_READS_PER_HOUR
 
 
 def test_saved_calls_and_headroom_are_those_of_the_report_and_of_the_checks(
