@@ -169,7 +169,8 @@ def _well(report: Report) -> Glance:
         return Glance(NOTHING, "no workspace was synced yet")
     stuck = report.healths.get("needs_human", 0)
     degraded = report.healths.get("degraded", 0)
-    said = [f"{stuck:,} need a human"] * bool(stuck) + [f"{degraded:,} recover"] * bool(degraded)
+    said = [f"{stuck:,} {'needs' if stuck == 1 else 'need'} a human"] * bool(stuck)
+    said += [f"{degraded:,} {'recovers' if degraded == 1 else 'recover'}"] * bool(degraded)
     return Glance(
         f"{total - stuck - degraded:,} / {total:,}",
         ", ".join(said) or "all of them",
