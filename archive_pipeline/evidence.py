@@ -20,6 +20,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
+from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
+from psycopg.types.json import Jsonb
+
 from archive_pipeline import chain, merkle
 from archive_pipeline import manifest as manifests
 from archive_pipeline.chain import Head, Link, Linked, LinkedPart, Previous
@@ -58,6 +61,11 @@ ON CONFLICT (source_table, shard) DO UPDATE
 SET sequence = excluded.sequence, link_key = excluded.link_key, link_sha256 = excluded.link_sha256,
     signature = excluded.signature, pinned_at = clock_timestamp()
 """
+RECORD_AUDIT = """
+INSERT INTO archive.audits (source_table, shard, deep, links, months, findings, worst)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+"""
+RECORDED_FINDINGS = 20
 RECORD_KEY = """
 INSERT INTO archive.signing_keys AS k (fingerprint, algorithm, public_key, source, first_used_at, last_used_at)
 VALUES (%s, 'RSASSA_PKCS1_V1_5_SHA_256', %s, 'local', %s, %s)
@@ -346,7 +354,9 @@ def audit_shard(
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
     scratch: Path | None = None,
 ) -> AuditReport:
-    """Audit one database's chain from the end that it pins.
+    """Audit one database's chain from the end that it pins, and record there what was found.
+
+    A login that may only read audits too; then nothing is recorded, and a note says so.
 
     Args:
         shard: the database.
@@ -365,7 +375,7 @@ def audit_shard(
     """
     # Before the bucket is listed: what is published meanwhile is in the bucket and not yet here, never the reverse.
     known = remembered(shard, table)
-    return audit(
+    report = audit(
         bucket,
         layout,
         table,
@@ -378,6 +388,38 @@ def audit_shard(
         pending=lambda: pending(shard, table),
         scratch=scratch,
     )
+    try:
+        record(shard, table, report)
+    except (InsufficientPrivilege, ReadOnlySqlTransaction):
+        return replace(report, notes=(*report.notes, "this audit is not on record: the login may only read"))
+    return report
+
+
+def record(shard: Shard, table: SourceTable, report: AuditReport) -> None:
+    """Keep in Postgres what an audit found, for those who cannot read the bucket.
+
+    Args:
+        shard: the database.
+        table: the source.
+        report: of the audit of its chain.
+
+    Raises:
+        UserError: the database does not answer.
+    """
+    worst = [asdict(finding) for finding in report.findings[:RECORDED_FINDINGS]]
+    with shard.transaction() as connection:
+        connection.execute(
+            RECORD_AUDIT,
+            (
+                str(table),
+                shard.name,
+                report.deep,
+                report.links,
+                len(report.months),
+                len(report.findings),
+                Jsonb(worst),
+            ),
+        )
 
 
 def pin(shard: Shard, table: SourceTable, end: Head, links: Iterable[Link], keys: Mapping[str, Key]) -> None:

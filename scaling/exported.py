@@ -499,6 +499,13 @@ def archived(connection: Connection, settings: ArchiveSourceSettings) -> Sequenc
         [settings.archive_table],
     ).fetchone()
 
+    audited = connection.execute(
+        "SELECT sum(findings)::float8, extract(epoch FROM min(ended_at))::float8 FROM"
+        " (SELECT DISTINCT ON (shard) findings, ended_at FROM archive.audits WHERE source_table = %s"
+        " ORDER BY shard, ended_at DESC) newest",
+        [settings.archive_table],
+    ).fetchone()
+
     def total(position: int) -> float:
         return float(sum(row[position] for row in rows))
 
@@ -531,6 +538,16 @@ def archived(connection: Connection, settings: ArchiveSourceSettings) -> Sequenc
             "pipeline_archive_abandoned_uploads",
             "Objects noted by attempts that ended hours ago; the next run of their month removes them.",
             at_work[0] if at_work else None,
+        ),
+        one(
+            "pipeline_archive_audit_findings",
+            "What the newest audit of the chain found not to be as published; absent before the first.",
+            audited[0] if audited else None,
+        ),
+        one(
+            "pipeline_archive_audited_timestamp_seconds",
+            "When the chain was audited last; absent before.",
+            audited[1] if audited else None,
         ),
     ]
 

@@ -27,6 +27,8 @@ from scaling.thresholds import Phase
 from scaling.units import Unit
 
 DAYS = 90
+UNAUDITED_AFTER = timedelta(days=2)
+"""The chain is audited every night."""
 QUIET_AFTER = timedelta(minutes=15)
 """Ticks start every two minutes and work for less; so long without one, and the sync stands still."""
 UNMEASURED_AFTER = timedelta(hours=3)
@@ -133,14 +135,45 @@ class ArchiveMonth:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit of one database's chain found.
+
+    Attributes:
+        ended_at: when it was over.
+        deep: every row was read, too.
+        links: of the chain.
+        findings: how many things are not as they were published.
+        worst: the first of them, a sentence each.
+    """
+
+    ended_at: datetime
+    deep: bool
+    links: int
+    findings: int
+    worst: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ChainEnd:
-    """The pinned end of one database's chain of signed links."""
+    """The pinned end of one database's chain of signed links.
+
+    Attributes:
+        shard: the database.
+        sequence: number of its newest link.
+        sha256: of that link.
+        signed: whether it is.
+        pinned_at: when it became the end.
+        audit: the newest; None: there was none.
+        deep_audit_at: when every row was read last; None: never.
+    """
 
     shard: str
     sequence: int
     sha256: str
     signed: bool
     pinned_at: datetime
+    audit: Audit | None = None
+    deep_audit_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +331,8 @@ def read(
         *_of_workspaces(healths, max(last_runs, default=None), now),
         *_of_thresholds(measured, now),
         *_of_episodes(waiting),
-        *_of_months(months, chain),
+        *_of_months(months),
+        *_of_chain(months, chain, now),
         *_of_alerts(untold),
     ]
     return Report(
@@ -321,6 +355,18 @@ def read(
         newest,
         standing,
     )
+
+
+CHAIN_ENDS = """
+SELECT h.shard, h.sequence, h.link_sha256, h.signature IS NOT NULL, h.pinned_at,
+    (SELECT max(ended_at) FROM archive.audits d WHERE (d.source_table, d.shard) = (h.source_table, h.shard) AND d.deep),
+    a.ended_at, a.deep, a.links, a.findings,
+    ARRAY(SELECT concat(f ->> 'month', ': ', f ->> 'text') FROM jsonb_array_elements(a.worst) f)
+FROM archive.chain_heads h
+LEFT JOIN LATERAL (SELECT * FROM archive.audits a WHERE (a.source_table, a.shard) = (h.source_table, h.shard)
+                   ORDER BY a.ended_at DESC LIMIT 1) a ON true
+WHERE h.source_table = %s ORDER BY h.shard
+"""
 
 
 def _of_shard(shard: Shard, archive: ArchiveSourceSettings, since: date) -> _OfShard:
@@ -363,11 +409,7 @@ def _of_shard(shard: Shard, archive: ArchiveSourceSettings, since: date) -> _OfS
             " FROM archive.months WHERE source_table = %s",
             [archive.archive_table],
         ).fetchall()
-        ends = connection.execute(
-            "SELECT shard, sequence, link_sha256, signature IS NOT NULL, pinned_at FROM archive.chain_heads"
-            " WHERE source_table = %s ORDER BY shard",
-            [archive.archive_table],
-        ).fetchall()
+        ends = connection.execute(CHAIN_ENDS, [archive.archive_table]).fetchall()
     return _OfShard(
         {day: (made, failed or 0) for day, made, failed in calls},
         dict(polling),
@@ -378,7 +420,10 @@ def _of_shard(shard: Shard, archive: ArchiveSourceSettings, since: date) -> _OfS
         [Trouble(*row) for row in troubles],
         counted[0],
         [ArchiveMonth(first, MonthState(state), *others) for first, state, *others in months],
-        [ChainEnd(*row) for row in ends],
+        [
+            ChainEnd(shard, sequence, sha256, signed, pinned_at, Audit(*audit) if audit[0] else None, deep_audit_at)
+            for shard, sequence, sha256, signed, pinned_at, deep_audit_at, *audit in ends
+        ],
         counted[1],
     )
 
@@ -557,7 +602,7 @@ def _of_episodes(waiting: Sequence[Episode]) -> Iterator[Finding]:
             )
 
 
-def _of_months(months: Sequence[ArchiveMonth], chain: Sequence[ChainEnd]) -> Iterator[Finding]:
+def _of_months(months: Sequence[ArchiveMonth]) -> Iterator[Finding]:
     failed = [month for month in months if month.state is MonthState.FAILED]
     if failed:
         yield Finding(
@@ -567,7 +612,7 @@ def _of_months(months: Sequence[ArchiveMonth], chain: Sequence[ChainEnd]) -> Ite
             "Mend what it says, and materialize the month of audit_log_archive again.",
             "archive",
         )
-    kept = [month for month in months if month.state in (MonthState.ARCHIVED, MonthState.PRUNED)]
+    kept = _kept(months)
     missing = [month for month in months if month.state is MonthState.MISSING]
     if kept and missing:
         yield Finding(
@@ -577,6 +622,29 @@ def _of_months(months: Sequence[ArchiveMonth], chain: Sequence[ChainEnd]) -> Ite
             "Backfill them: asset audit_log_archive, Materialize, pick the months.",
             "archive",
         )
+
+
+def _of_chain(months: Sequence[ArchiveMonth], chain: Sequence[ChainEnd], now: datetime) -> Iterator[Finding]:
+    for end in chain:
+        if end.audit is not None and end.audit.findings:
+            count = end.audit.findings
+            yield Finding(
+                Severity.ACT,
+                f"The archive is not what was published: {count:,} finding{'s' if count > 1 else ''}",
+                end.audit.worst[0] if end.audit.worst else f"database {end.shard}",
+                "python -m archive_pipeline.audit verify shows each, and how to get the right bytes back.",
+                "chain",
+            )
+        last = end.audit.ended_at if end.audit else None
+        if now - (last or end.pinned_at) > UNAUDITED_AFTER:
+            yield Finding(
+                Severity.LOOK,
+                "The chain is not audited",
+                f"the last audit was on {last.astimezone(UTC):%Y-%m-%d}" if last else "never, as far as is recorded",
+                "Look whether Dagster's daemon runs and the schedule audit_log_upkeep_schedule is on.",
+                "chain",
+            )
+    kept = _kept(months)
     if kept and not chain:
         yield Finding(
             Severity.LOOK,
@@ -593,6 +661,10 @@ def _of_months(months: Sequence[ArchiveMonth], chain: Sequence[ChainEnd]) -> Ite
             "Set ARCHIVE_SIGNING_KEY (python -m archive_pipeline.audit new-key), or a KMS key.",
             "chain",
         )
+
+
+def _kept(months: Sequence[ArchiveMonth]) -> list[ArchiveMonth]:
+    return [month for month in months if month.state in (MonthState.ARCHIVED, MonthState.PRUNED)]
 
 
 def _of_alerts(untold: notifications.Waiting) -> Iterator[Finding]:

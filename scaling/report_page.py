@@ -20,7 +20,16 @@ from scaling.catalogue import Recommendation
 from scaling.episodes import Episode, EpisodeState
 from scaling.errors import UserError
 from scaling.headroom import Headroom
-from scaling.report import SOON, ArchiveMonth, MonthState, Report, Severity, anchor, reached_about
+from scaling.report import (
+    SOON,
+    UNAUDITED_AFTER,
+    ArchiveMonth,
+    MonthState,
+    Report,
+    Severity,
+    anchor,
+    reached_about,
+)
 from scaling.thresholds import Phase
 from scaling.units import Unit, shown
 
@@ -198,13 +207,18 @@ def _archived(report: Report) -> Glance:
 def _chain(report: Report) -> Glance:
     if not report.chain:
         return Glance(NOTHING, "no end is pinned")
+    links = f"{sum(end.sequence for end in report.chain):,}"
+    audits = [end.audit for end in report.chain if end.audit]
+    findings = sum(audit.findings for audit in audits)
+    if findings:
+        return Glance(links, f"{_count(findings, 'finding')} of the audit", "act")
     signed = all(end.signed for end in report.chain)
-    newest = max(end.pinned_at for end in report.chain)
-    return Glance(
-        f"{sum(end.sequence for end in report.chain):,}",
-        f"{'signed' if signed else 'not signed'}, pinned {_age(newest, report.now)}",
-        "well" if signed else "look",
-    )
+    said = "signed" if signed else "not signed"
+    if len(audits) < len(report.chain):
+        return Glance(links, f"{said}, never audited", "look")
+    oldest = min(audit.ended_at for audit in audits)
+    sound = signed and report.now - oldest <= UNAUDITED_AFTER
+    return Glance(links, f"{said}, audited {_age(oldest, report.now)}", "well" if sound else "look")
 
 
 def _rows(report: Report) -> Iterator[Row]:

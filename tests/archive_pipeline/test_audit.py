@@ -588,6 +588,32 @@ def test_a_chain_signed_by_kms_is_sound_and_only_as_long_as_its_public_key_is_kn
     assert kinds(report) == [(JAN, "wrong key")]
 
 
+def test_every_audit_is_on_record_with_what_it_found(room: Room) -> None:
+    room.log("2025-01-15")
+    room.archive()
+    options = (room.shard, room.target.bucket, room.target.layout, room.target.table)
+    audit_shard(*options, deep=True)
+    [part] = [key for key in room.target.bucket.keys("") if key.endswith(".parquet")]
+    room.target.bucket.delete(part)
+    found = audit_shard(*options).findings
+    recorded = room.admin.execute(
+        "SELECT deep, links, months, findings, worst FROM archive.audits ORDER BY ended_at"
+    ).fetchall()
+    assert [row[:4] for row in recorded] == [(True, 1, 1, 0), (False, 1, 1, len(found))]
+    assert [(each["kind"], each["month"], each["key"]) for each in recorded[1][4]] == [("missing", JAN, part)]
+
+
+def test_a_login_that_may_only_read_audits_without_a_record(room: Room) -> None:
+    room.log("2025-01-15")
+    room.archive()
+    room.admin.execute("REVOKE INSERT ON archive.audits FROM pipeline")
+    options = (room.shard, room.target.bucket, room.target.layout, room.target.table)
+    report = audit_shard(*options)
+    assert report.sound
+    assert "this audit is not on record: the login may only read" in report.notes
+    assert room.admin.execute("SELECT count(*) FROM archive.audits").fetchone() == (0,)
+
+
 def test_an_unsigned_archive_is_sound_until_a_key_was_in_use(room: Room) -> None:
     room.archive(MONTHS[0])
     room.archive(MONTHS[1])

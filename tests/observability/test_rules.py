@@ -131,7 +131,12 @@ CASES: Mapping[str, Case] = {
     "VerificationFailed": Case(
         held("pipeline_archive_verification_failures", 1), held("pipeline_archive_verification_failures", 0)
     ),
+    "ArchiveNotSound": Case(held("pipeline_archive_audit_findings", 2), held("pipeline_archive_audit_findings", 0)),
     # promtool's clock begins at 0.
+    "ArchiveNotAudited": Case(
+        held("pipeline_archive_audited_timestamp_seconds", -2 * 86400),
+        held("pipeline_archive_audited_timestamp_seconds", -40 * 3600),
+    ),
     "NoMonthArchived": Case(
         held("pipeline_archive_last_timestamp_seconds", -41 * 86400),
         held("pipeline_archive_last_timestamp_seconds", -39 * 86400),

@@ -101,6 +101,8 @@ SELECT 'public.audit_logs', 'main', m, 'UTC', m, m + interval '1 month',
     CASE n WHEN 3 THEN 11 ELSE 0 END, CASE WHEN n > 10 THEN now() END
 FROM (SELECT g AS n, (date_trunc('month', now(), 'UTC') - make_interval(months => g))::date AS m
       FROM generate_series(1, 12) g) months;
+INSERT INTO archive.audits (source_table, shard, ended_at, deep, links, months, findings)
+SELECT 'public.audit_logs', 'main', now() - make_interval(days => g), false, 11, 11, 4 - g FROM generate_series(1, 3) g;
 """
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from scaling import episodes, samples
 from scaling.capabilities import Capability, Mode, switch
@@ -124,6 +125,25 @@ def chain(dsn: str, links: int, now: datetime, *, signature: str | None = "signe
         )
 
 
+def audit(dsn: str, links: int, at: datetime, *, worst: Sequence[str] = (), deep: bool = False) -> None:
+    """An audit of the chain.
+
+    Args:
+        dsn: of a superuser.
+        links: of the chain.
+        at: when it ended.
+        worst: what it found in the month 2026-05, a sentence each.
+        deep: every row was read.
+    """
+    findings = [{"month": "2026-05", "kind": "altered", "key": "k", "text": text, "remedy": ""} for text in worst]
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "INSERT INTO archive.audits (source_table, shard, ended_at, deep, links, months, findings, worst)"
+            " VALUES (%s, 'main', %s, %s, %s, %s, %s, %s)",
+            [TABLE, at, deep, links, links, len(findings), Jsonb(findings)],
+        )
+
+
 def months(dsn: str, now: datetime, *, count: int, missing: Sequence[int] = (), pruned: int = 6) -> None:
     """Closed months up to the last one, archived; the oldest are pruned.
 
@@ -140,6 +160,8 @@ def months(dsn: str, now: datetime, *, count: int, missing: Sequence[int] = (), 
         if ago not in missing:
             month(dsn, first, pruned=ago > count - pruned, size=30_000_000 + 1_000_000 * (count - ago))
     chain(dsn, count - len(missing), now - timedelta(hours=6))
+    audit(dsn, count - len(missing), now - timedelta(days=20), deep=True)
+    audit(dsn, count - len(missing), now - timedelta(hours=5))
 
 
 def known() -> Catalogue:

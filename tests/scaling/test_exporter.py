@@ -103,6 +103,7 @@ def test_what_is_on_record_is_what_is_exported(database: Database, scrape: Calla
     assert of(found, "pipeline_archive_verification_failures") == 1
     assert of(found, "pipeline_archive_late_rows", state="waiting") == 7
     assert of(found, "pipeline_archive_late_rows", state="archived") == 11
+    assert of(found, "pipeline_archive_audit_findings") == 3
     assert of(found, "pipeline_quota_calls_today") == 250_000
     assert of(found, "pipeline_quota_headroom_ratio") == 0.75
     assert of(found, "pipeline_scaling_value", metric="google_calls_month") == 20_000

@@ -174,6 +174,37 @@ def test_failed_months_and_an_unsigned_chain_are_found(database: Database, readi
     assert "the disk is full" in text(report_page.render(found))
 
 
+def test_the_chain_is_what_its_newest_audit_found(database: Database, reading: Callable[..., Report]) -> None:
+    seeded.chain(database.admin_dsn, 9, NOW - timedelta(days=1))
+    (end,) = reading().chain
+    assert end.audit is None
+    assert "never audited" in text(report_page.render(reading()))
+    seeded.audit(database.admin_dsn, 9, NOW - timedelta(days=30), deep=True)
+    seeded.audit(database.admin_dsn, 9, NOW - timedelta(hours=3), worst=["part 1 was altered", "part 2 is missing"])
+    found = reading()
+    assert [(each.severity, each.title, each.detail) for each in found.findings] == [
+        (Severity.ACT, "The archive is not what was published: 2 findings", "2026-05: part 1 was altered")
+    ]
+    said = text(report_page.render(found))
+    assert "not sound The audit found 2 things 3 hours ago; every row was read 30 days ago." in said
+    assert "part 2 is missing" in said
+    seeded.audit(database.admin_dsn, 9, NOW - timedelta(hours=1))
+    found = reading()
+    assert list(found.findings) == []
+    assert "sound 9 links, and all that they list, were as published 1 hour ago" in text(report_page.render(found))
+
+
+def test_a_chain_that_nobody_audits_is_worth_a_look(database: Database, reading: Callable[..., Report]) -> None:
+    seeded.chain(database.admin_dsn, 9, NOW - timedelta(days=100))
+    assert [(each.title, each.detail) for each in reading().findings] == [
+        ("The chain is not audited", "never, as far as is recorded")
+    ]
+    seeded.audit(database.admin_dsn, 9, NOW - timedelta(days=3))
+    assert [each.detail for each in reading().findings] == ["the last audit was on 2026-11-15"]
+    seeded.audit(database.admin_dsn, 9, NOW - timedelta(days=1))
+    assert list(reading().findings) == []
+
+
 def test_storage_is_estimated_now_and_in_a_year(database: Database, reading: Callable[..., Report]) -> None:
     for number in (7, 8, 9, 10):
         seeded.month(database.admin_dsn, date(2026, number, 1), size=10**9)
