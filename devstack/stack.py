@@ -68,6 +68,7 @@ def running(
     audit_rows: int = seed.AUDIT_ROWS,
     push: bool = False,
     past: bool = False,
+    watched: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Run a stack: servers, tables, migrations, demo data.
@@ -81,6 +82,7 @@ def running(
         audit_rows: rows of `audit_logs` when they are seeded.
         past: also write what a SaaS has behind it that is about to outgrow its thresholds.
         push: also start the receiver of push notifications, and let the sync open channels to it.
+        watched: also serve the figures for Prometheus, and the page of all figures.
         settings: further environment variables of the pipelines, over the stack's own.
 
     Yields:
@@ -125,6 +127,8 @@ def running(
             "SCALING_PARALLEL_SYNC": "on",
             **(settings or {}),
         }
+        if watched:
+            environment |= start_watchers(supervisor, environment)
         _write_environment(supervisor.directory / "environment", environment)
         with google:
             yield Stack(supervisor.directory, supervisor, both, database, bucket, google, first_month, environment)
@@ -176,25 +180,56 @@ def start_webhook(supervisor: Supervisor, database: Database) -> dict[str, str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {"SYNC_WEBHOOK_URL": f"{address}/google-calendar", "SYNC_WEBHOOK_PORT": str(port)}
+    needed = {
+        **{name: os.environ[name] for name in INHERITED if name in os.environ},
+        **database.environment(),
+        **environment,
+    }
+    _start_server(supervisor, "webhook", "sync_pipeline.webhook", needed, f"{address}/healthz")
+    return environment
+
+
+def start_watchers(supervisor: Supervisor, environment: Mapping[str, str]) -> dict[str, str]:
+    """Start what shows how the pipelines are: the exporter and the server of the page.
+
+    Args:
+        supervisor: owns the processes.
+        environment: of the pipelines.
+
+    Returns:
+        Where they are, as environment variables.
+
+    Raises:
+        ProcessFailedError: one did not start.
+    """
+    exporter, page = free_port(), free_port()
+    told = {
+        "EXPORTER_PORT": str(exporter),
+        "REPORT_PORT": str(page),
+        "SCALING_REPORT_URL": f"http://127.0.0.1:{page}/",
+    }
+    needed = {**environment, **told}
+    _start_server(supervisor, "exporter", "scaling.exporter", needed, f"http://127.0.0.1:{exporter}/metrics")
+    _start_server(supervisor, "report", "scaling.report_server", needed, f"http://127.0.0.1:{page}/healthz")
+    return told
+
+
+def _start_server(supervisor: Supervisor, name: str, module: str, environment: Mapping[str, str], healthy: str) -> None:
+    """Start a server of ours, and wait until it answers at that address."""
 
     def is_healthy() -> bool:
         try:
-            return httpx.get(f"{address}/healthz", trust_env=False).is_success
+            return httpx.get(healthy, trust_env=False).is_success
         except httpx.TransportError:
             return False
 
     supervisor.start(
-        "webhook",
-        [sys.executable, "-m", "sync_pipeline.webhook"],
-        environment={
-            **{name: os.environ[name] for name in INHERITED if name in os.environ},
-            **database.environment(),
-            **environment,
-        },
+        name,
+        [sys.executable, "-m", module],
+        environment=environment,
         working_directory=CHECKOUT,
         ready=is_healthy,
     )
-    return environment
 
 
 def start_webserver(stack: Stack, *, port: int | None = None) -> DagsterUi:
@@ -246,9 +281,11 @@ def _start_dagster(
     *,
     stop_signal: signal.Signals = signal.SIGTERM,
 ) -> None:
+    # Dagster's own processes do not know LOG_FORMAT.
+    form = ["--log-format", "json"] if stack.environment.get("LOG_FORMAT") == "json" else []
     stack.supervisor.start(
         program,
-        [Path(sys.executable).parent / program, *arguments, "-w", CHECKOUT / "workspace.yaml"],
+        [Path(sys.executable).parent / program, *arguments, *form, "-w", CHECKOUT / "workspace.yaml"],
         environment=stack.environment,
         working_directory=CHECKOUT,
         ready=ready,

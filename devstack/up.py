@@ -51,6 +51,10 @@ def greeting(running: Stack, url: str) -> Panel:
     places.add_column(style="bold")
     places.add_column(overflow="fold")
     places.add_row("Dagster", url)
+    if page := running.environment.get("SCALING_REPORT_URL"):
+        places.add_row("Report", f"{page} (is anything wrong? one page)")
+    if port := running.environment.get("EXPORTER_PORT"):
+        places.add_row("Metrics", f"http://127.0.0.1:{port}/metrics (for Prometheus)")
     places.add_row("Postgres", f"127.0.0.1:{running.servers.postgres.port}, database {running.database.name}")
     places.add_row("S3", f"{running.servers.s3.endpoint}, bucket {running.bucket.name}")
     places.add_row("Google Calendar", f"{running.google.url} (simulated; control API under /_sim)")
@@ -93,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disposable=False,
             push=not options.no_push,
             past=True,
+            watched=True,
             settings={**history.SETTINGS, "PIPELINE_AUTOSTART": "true"},
         ) as running,
     ):

@@ -22,7 +22,7 @@ from scaling.measure import Measurement, measure
 from scaling.overrides import configured
 from scaling.resources import ScalingResource, failing_with_a_sentence
 from scaling.samples import Sample, Status
-from scaling.settings import ArchiveSourceSettings, ScalingSettings, load
+from scaling.settings import ScalingSettings, load
 from scaling.thresholds import Phase
 from scaling.units import Unit, shown
 
@@ -165,8 +165,9 @@ def scaling_report(scaling: ScalingResource) -> dg.MaterializeResult[None]:
     """One page for people without Grafana: is anything wrong, how far is each threshold, how do sync and archive go.
 
     **A materialization** writes one HTML file that needs no network, SCALING_REPORT_FILE, from what the runs recorded:
-    no source, Google or bucket is asked. Its metadata is the verdict and the file's path; serve that directory to
-    whoever may read it. On a terminal: `python -m scaling report`.
+    no source, Google or bucket is asked. Its metadata is the verdict, and a link to the page where SCALING_REPORT_URL
+    says that it is served (`python -m scaling.report_server`, always as of now). On a terminal: `python -m scaling
+    report`.
 
     **Cadence**: every hour, after the metrics.
     """
@@ -175,7 +176,7 @@ def scaling_report(scaling: ScalingResource) -> dg.MaterializeResult[None]:
     with failing_with_a_sentence():
         settings = load(ScalingSettings)
         with scaling.databases() as router:
-            found = report.read(router, configured(settings), settings, load(ArchiveSourceSettings), datetime.now(UTC))
+            found = report.current(router)
         page, said = report_page.render(found), report_page.verdict(found)
         path = settings.scaling_report_file.absolute()
         report_page.write(page, path)
@@ -183,7 +184,8 @@ def scaling_report(scaling: ScalingResource) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(
         metadata={
             "verdict": f"{said.title}. {said.detail}",
-            "page": dg.MetadataValue.path(path),
+            **({"page": dg.MetadataValue.url(address)} if (address := settings.scaling_report_url) else {}),
+            "file": dg.MetadataValue.path(path),
             **_table(
                 "findings",
                 [

@@ -23,7 +23,7 @@ from scaling.episodes import Episode, EpisodeState
 from scaling.headroom import Headroom
 from scaling.overrides import configured
 from scaling.samples import Sample, Status
-from scaling.settings import ArchiveSourceSettings, DatabaseSettings, ScalingSettings, load
+from scaling.settings import DatabaseSettings, ScalingSettings, load
 from scaling.sources import Reach
 from scaling.thresholds import Phase
 from scaling.units import Unit, shown
@@ -238,10 +238,9 @@ def report(console: Console, out: Path | None) -> int:
     from scaling import report as facts  # matplotlib takes 0.6 s to import, and the other commands draw nothing
     from scaling import report_page
 
-    settings = load(ScalingSettings)
-    path = out or settings.scaling_report_file
+    path = out or load(ScalingSettings).scaling_report_file
     with databases("report") as router:
-        found = facts.read(router, configured(settings), settings, load(ArchiveSourceSettings), datetime.now(UTC))
+        found = facts.current(router)
     report_page.write(report_page.render(found), path)
     said = report_page.verdict(found)
     console.print(f"{said.title}. {said.detail}", soft_wrap=True, markup=False)

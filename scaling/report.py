@@ -20,9 +20,10 @@ from scaling.databases import Connection, DatabaseRouter, Shard
 from scaling.episodes import Episode, EpisodeState
 from scaling.google_calls import POLLS_PER_HOUR, TOKEN_REFRESH
 from scaling.headroom import Headroom
+from scaling.overrides import configured
 from scaling.prices import storage_usd
 from scaling.samples import Status
-from scaling.settings import ArchiveSourceSettings, ScalingSettings
+from scaling.settings import ArchiveSourceSettings, ScalingSettings, load
 from scaling.thresholds import Phase
 from scaling.units import Unit
 
@@ -289,6 +290,28 @@ class _OfShard:
     months: Sequence[ArchiveMonth]
     chain: Sequence[ChainEnd]
     unlisted: int
+
+
+def configuration() -> tuple[Catalogue, ScalingSettings, ArchiveSourceSettings]:
+    """What the environment says of what is read: the metrics, the modes of the capabilities, the archived table.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    settings = load(ScalingSettings)
+    return configured(settings), settings, load(ArchiveSourceSettings)
+
+
+def current(router: DatabaseRouter) -> Report:
+    """Read everything as it is now, with the settings of the environment.
+
+    Args:
+        router: to the databases.
+
+    Raises:
+        UserError: a database does not answer, or a setting is wrong.
+    """
+    return read(router, *configuration(), datetime.now(UTC))
 
 
 def read(

@@ -45,6 +45,16 @@ def _kept_private(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _web_address(value: str | None) -> str | None:
+    if not value:
+        return None
+    if not value.startswith(("https://", "http://")):
+        raise ValueError("must be an http(s) address")
+    return value
+
+
+WebAddress = Annotated[str | None, AfterValidator(_web_address)]
+"""Where something is reached, or shown to people; none when empty."""
 SecretAddress = Annotated[SecretStr | None, AfterValidator(_kept_private)]
 """A web address that is itself a secret, like an incoming webhook's."""
 
@@ -99,21 +109,12 @@ class TracingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True)
 
-    otel_exporter_otlp_endpoint: str | None = Field(
+    otel_exporter_otlp_endpoint: WebAddress = Field(
         default=None, description="OTLP/HTTP collector that gets the traces of runs; unset: no traces."
     )
-    trace_ui_url: str | None = Field(
+    trace_ui_url: WebAddress = Field(
         default=None, description="Address of a trace with {trace_id} in it; each run's page in Dagster links its own."
     )
-
-    @field_validator("otel_exporter_otlp_endpoint", "trace_ui_url")
-    @classmethod
-    def _is_web_address(cls, value: str | None) -> str | None:
-        if not value:
-            return None
-        if not value.startswith(("https://", "http://")):
-            raise ValueError("must be an http(s) address")
-        return value
 
     @field_validator("trace_ui_url")
     @classmethod
@@ -209,6 +210,10 @@ class ScalingSettings(CapabilitySettings):
         default=Path("var/report/scaling.html"),
         description="Where asset scaling_report and python -m scaling report write the page of all figures.",
     )
+    scaling_report_url: WebAddress = Field(
+        default=None,
+        description="Where people reach the page (python -m scaling.report_server, or your proxy); linked in Dagster.",
+    )
     scaling_source_timeout_seconds: float = Field(
         default=10.0, gt=0, le=120, description="One query, or one request, of a metric may take this long."
     )
@@ -280,6 +285,15 @@ class ExporterSettings(BaseSettings):
     exporter_timeout_seconds: float = Field(
         default=5.0, gt=0, le=60, description="One scrape may take this long; shorter than Prometheus's scrape_timeout."
     )
+
+
+class ReportServerSettings(BaseSettings):
+    """Where the page for people without Grafana is served; all of it has defaults."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    report_host: str = Field(default="127.0.0.1", description="Address `python -m scaling.report_server` binds.")
+    report_port: int = Field(default=9465, ge=0, le=65535, description="Port it binds; 0 picks one.")
 
 
 class DagsterStorageSettings(BaseSettings):

@@ -18,9 +18,6 @@ import contextlib
 import hashlib
 import hmac
 import logging
-import signal
-import socket
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -30,16 +27,16 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
-import uvicorn
 from psycopg import sql
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from scaling import logs, settings
+from scaling import settings
 from scaling.databases import Connection, DatabaseRouter
 from scaling.errors import UserError, run_command
+from scaling.http_server import listen, serve
 from scaling.logs import Event, event
 from scaling.settings import DatabaseSettings, SyncScheduleSettings, WebhookSettings
 
@@ -303,61 +300,6 @@ def make_app(receiver: Receiver, path: str = DEFAULT_PATH) -> Starlette:
     )
 
 
-class Server(uvicorn.Server):
-    """A server that says when it listens."""
-
-    def __init__(self, app: Starlette, *, started: Callable[[], None] | None = None) -> None:
-        """Make a server; `run(sockets=[listen(…)])` serves until SIGTERM.
-
-        Args:
-            app: see `make_app`.
-            started: called once it listens.
-        """
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="h11",  # bounds what it reads of a head at 16 kB; httptools does not
-                ws="none",
-                lifespan="on",
-                access_log=False,
-                log_level="warning",
-                log_config=None if logs.is_json() else uvicorn.config.LOGGING_CONFIG,
-                server_header=False,
-                limit_concurrency=CONCURRENT_REQUESTS,
-                timeout_graceful_shutdown=int(ANSWER_SECONDS),
-            )
-        )
-        self._when_started = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See `uvicorn.Server.startup`."""
-        await super().startup(sockets)
-        if self.started and self._when_started:
-            self._when_started()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind a port.
-
-    Args:
-        host: address, IPv4 or IPv6.
-        port: 0 picks a free one.
-
-    Raises:
-        UserError: it is taken, or the address is not this machine's.
-    """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UserError(
-            f"cannot listen on {host} port {port} ({error.strerror}); check SYNC_WEBHOOK_HOST and SYNC_WEBHOOK_PORT"
-        ) from None
-    return listener
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -377,20 +319,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     database = settings.load(DatabaseSettings)
     own = settings.load(WebhookSettings)
     path = urlsplit(settings.load(SyncScheduleSettings).sync_webhook_url or "").path or DEFAULT_PATH
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises once more when it has stopped
     with (
         DatabaseRouter.from_settings(database, application_name="sync_webhook") as router,
-        listen(own.sync_webhook_host, own.sync_webhook_port) as listener,
+        listen(
+            own.sync_webhook_host, own.sync_webhook_port, settings="SYNC_WEBHOOK_HOST and SYNC_WEBHOOK_PORT"
+        ) as listener,
     ):
-        name = f"[{own.sync_webhook_host}]" if ":" in own.sync_webhook_host else own.sync_webhook_host
-        address = f"http://{name}:{listener.getsockname()[1]}{path}"
-
-        def started() -> None:
-            sys.stdout.write(f"listening at {address}\n")
-            sys.stdout.flush()
-            log.info("listening", extra=event(Event.LISTENING, port=listener.getsockname()[1]))
-
-        Server(make_app(Receiver(router), path), started=started).run(sockets=[listener])
+        serve(
+            make_app(Receiver(router), path),
+            listener,
+            path=path,
+            concurrent=CONCURRENT_REQUESTS,
+            graceful_seconds=ANSWER_SECONDS,
+        )
     return 0
 
 

@@ -334,16 +334,18 @@ def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         report_page.write("page", tmp_path / "taken" / "page.html")
 
 
-def test_the_asset_writes_the_page_and_shows_its_path_and_verdict(
-    database: Database, settings_environment: Callable[..., None], tmp_path: Path
+@pytest.mark.parametrize("address", ["https://pages.example/scaling", ""])
+def test_the_asset_writes_the_page_and_links_it_where_it_is_served(
+    address: str, database: Database, settings_environment: Callable[..., None], tmp_path: Path
 ) -> None:
     target = tmp_path / "page.html"
-    settings_environment(database, SCALING_REPORT_FILE=str(target))
+    settings_environment(database, SCALING_REPORT_FILE=str(target), SCALING_REPORT_URL=address)
     seeded.everything(database.admin_dsn, datetime.now(UTC), workspaces=3, days=3)
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize([scaling_report], instance=instance, resources={"scaling": ScalingResource()})
     (materialization,) = result.asset_materializations_for_node("scaling_report")
-    assert materialization.metadata["page"].value == str(target)
+    assert materialization.metadata["file"].value == str(target)
+    assert materialization.metadata.get("page") == (dg.MetadataValue.url(address) if address else None)
     assert "somebody now" in str(materialization.metadata["verdict"].value)
     assert materialization.metadata["bytes"].value == target.stat().st_size
 

@@ -1,6 +1,7 @@
 """Both pipelines through a real webserver and a real daemon, as an operator uses them."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ from devstack.dagster_ui import FINISHED_RUN, Run
 from devstack.edits import edit_calendars, is_mirrored
 from devstack.processes import CHECKOUT, wait_until
 from devstack.stack import DAGSTER_DATABASE
+from scaling import tracing
 from scaling.errors import UserError
-from tests.stack.conftest import Instance
+from tests.stack.conftest import TRACE_UI_URL, Instance
 
 pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(400)]
 
@@ -59,6 +61,39 @@ def test_the_schedule_launches_ticks_that_mirror_every_calendar(instance: Instan
     assert api_calls > 0
     for calendar in mirrored:
         assert is_mirrored(google, calendar, instance.stack.database.dsn), calendar
+
+
+def test_a_launched_run_logs_objects_that_name_it_its_job_and_its_step(instance: Instance) -> None:
+    wait_until(lambda: bool(scheduled_ticks(instance)), timeout_seconds=200, what="a scheduled tick has ended")
+    run = scheduled_ticks(instance)[-1]
+    log = (instance.stack.directory / "log" / "dagster-daemon.log").read_text()
+    said = [
+        line for line in map(json.loads, re.findall(r"^\{.*\}$", log, re.MULTILINE)) if line.get("run_id") == run.id
+    ]
+    assert {line["event"] for line in said} == {"dagster"}
+    assert {line["job"] for line in said} == {"calendar_sync"}
+    assert {"PIPELINE_START", "PIPELINE_SUCCESS"} <= {line.get("dagster_event") for line in said}
+    # The UI shows what the worker wrote while its step ran.
+    home = instance.stack.directory / "dagster"
+    captured = "".join(path.read_text() for path in (home / "storage" / run.id / "compute_logs").glob("*.err"))
+    steps = [json.loads(line) for line in captured.splitlines() if line.startswith("{")]
+    assert "STEP_SUCCESS" in {line.get("dagster_event") for line in steps if line.get("step") == "sync_ticks"}
+
+
+def test_a_launched_run_is_one_trace_that_its_page_links(instance: Instance) -> None:
+    wait_until(lambda: bool(scheduled_ticks(instance)), timeout_seconds=200, what="a scheduled tick has ended")
+    run = scheduled_ticks(instance)[-1]
+    spans = [span for span in instance.traces.spans() if span.trace_id == tracing.trace_id_of(run.id)]
+    assert {span.service for span in spans} == {"sync_pipeline"}
+    [root] = [span for span in spans if not span.parent_id]
+    assert root.name == "run calendar_sync"
+    assert [span.name for span in spans if span.parent_id == root.span_id] == ["sync_ticks"]
+    [(link,)] = dagster_rows(
+        instance,
+        "SELECT event FROM event_logs WHERE dagster_event_type = 'ENGINE_EVENT'"
+        f" AND run_id = '{run.id}' AND event LIKE '%This run is traced.%'",
+    )
+    assert TRACE_UI_URL.replace("{trace_id}", tracing.trace_id_of(run.id)) in str(link)
 
 
 def test_an_operator_brings_an_edit_over_by_syncing_the_workspace(instance: Instance) -> None:

@@ -28,6 +28,7 @@ from devstack.google_calendar import Simulator
 from devstack.processes import CHECKOUT, free_port, wait_until
 from devstack.servers import Database
 from scaling.databases import Connection, DatabaseRouter, Shard
+from scaling.http_server import Server, listen
 from sync_pipeline import leases, tick, webhook
 from sync_pipeline.cadence import Cadence
 from sync_pipeline.channels import ChannelKeeper
@@ -67,10 +68,15 @@ class Hook:
 
 @contextmanager
 def receiving(dsn: str, saas: Saas, *, debounce_seconds: float = webhook.DEBOUNCE_SECONDS) -> Iterator[Hook]:
-    with DatabaseRouter(Shard("main", dsn)) as router, webhook.listen("127.0.0.1", 0) as listener:
+    with DatabaseRouter(Shard("main", dsn)) as router, listen("127.0.0.1", 0, settings="the test") as listener:
         receiver = Receiver(router, debounce_seconds=debounce_seconds)
         listening = threading.Event()
-        server = webhook.Server(webhook.make_app(receiver), started=listening.set)
+        server = Server(
+            webhook.make_app(receiver),
+            concurrent=webhook.CONCURRENT_REQUESTS,
+            graceful_seconds=webhook.ANSWER_SECONDS,
+            started=listening.set,
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         assert listening.wait(10)
