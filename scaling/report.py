@@ -189,12 +189,21 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityStanding:
-    """One capability: its mode, whether it is in force, and its last switch."""
+    """One capability.
+
+    Attributes:
+        capability: which.
+        mode: of it.
+        in_force: whether it is.
+        last: switch; None: it was never switched, or it is no switch.
+        acted: the newest episode for which it acted, where it is an action; None: there was none.
+    """
 
     capability: Capability
     mode: Mode
     in_force: bool
     last: Change | None
+    acted: Episode | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,7 +536,16 @@ def _capabilities(connection: Connection, settings: ScalingSettings) -> list[Cap
     for change in reversed(capabilities.changes(connection)):
         last[change.capability] = change
     return [
-        CapabilityStanding(each, mode, capabilities.in_force(mode, switched_on=each in on), last.get(each))
+        CapabilityStanding(
+            each,
+            mode,
+            capabilities.in_force(mode, switched_on=each in on),
+            last.get(each),
+            next(
+                iter(episodes.listing(connection, states=(EpisodeState.ACTED,), capability=each, limit=1)),
+                None,
+            ),
+        )
         for each, mode in capabilities.modes(settings).items()
     ]
 

@@ -19,12 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from scaling.forecast import Forecast
 from scaling.headroom import Headroom
 from scaling.report import Day
 from scaling.samples import Sample
+from scaling.trend_chart import round_values
 from scaling.units import Unit, shown
 
 WIDTH = 330
@@ -129,8 +130,9 @@ def trend(row: Headroom, number: int, now: datetime) -> str:
     low, high = min(values), max(values)
     room = 0.14 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(0 if 0 <= low < 0.4 * high else low - room, high + room)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(_labels(row.metric.unit)))
+    label = _labels(row.metric.unit)
+    axes.yaxis.set_major_locator(FixedLocator(round_values(*axes.get_ylim(), lambda value: label(value, None), 4)))
+    axes.yaxis.set_major_formatter(FuncFormatter(label))
     _dates(axes, latest=max([now, *([foreseen.p90] if foreseen and foreseen.p90 else [])]))
     _place(figure, axes)
     said = f"{row.metric.title}: the last 90 days, the threshold {shown(rule.threshold, row.metric.unit)}"

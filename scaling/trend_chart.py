@@ -181,19 +181,25 @@ def _scale(
     high += room
     low = -0.03 * high if low < 0.4 * high else low - room
     axes.set_ylim(low, high)
-    ticks = [tick for tick in _ticks(low, high, unit_label) if max(low, 0) <= tick <= high]
+    ticks = [tick for tick in round_values(low, high, unit_label, 5) if max(low, 0) <= tick <= high]
     axes.set_yticks(ticks, [unit_label(tick) for tick in ticks])
 
 
-def _ticks(low: float, high: float, unit_label: Callable[[float], str]) -> list[float]:
-    """Round values, in thousands or in 1,024s: whichever is written with fewer digits other than 0."""
+def round_values(low: float, high: float, label: Callable[[float], str], most: int) -> list[float]:
+    """Values for an axis, round in thousands or in 1,024s: whichever is written with fewer digits other than 0.
+
+    Args:
+        low: end of the axis.
+        high: the other, above 0.
+        label: how a value is written.
+        most: intervals.
+    """
     choices: list[list[float]] = []
     for base in (1000, 1024):
-        unit = float(base) ** int(log(high, base))
-        choices.append(
-            [unit * float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit)]
-        )
-    return min(choices, key=lambda ticks: sum(each in "123456789" for tick in ticks for each in unit_label(tick)))
+        unit = float(base) ** int(log(high, base)) if high >= 1 else 1.0
+        locator = MaxNLocator(most, steps=[1, 2, 5, 10])
+        choices.append([unit * float(tick) for tick in locator.tick_values(low / unit, high / unit)])
+    return min(choices, key=lambda ticks: sum(each in "123456789" for tick in ticks for each in label(tick)))
 
 
 def _levels(

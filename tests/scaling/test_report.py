@@ -23,6 +23,8 @@ from scaling.report import MonthState, Report, Severity
 from scaling.resources import ScalingResource
 from scaling.samples import Sample
 from scaling.settings import ArchiveSourceSettings, ScalingSettings
+from scaling.trend_chart import round_values
+from scaling.units import Unit, shown
 from tests.scaling import seeded
 
 NOW = datetime(2026, 11, 18, 13, 7, 30, tzinfo=UTC)
@@ -299,6 +301,24 @@ def test_pictures_of_one_page_share_no_ids_and_no_colour_of_their_own(
         assert "font-family" not in picture
         used = set(re.findall(r"url\(#([^)]+)\)", picture))
         assert used <= set(ids)
+
+
+def test_an_action_that_is_no_switch_is_said_to_have_acted(database: Database, reading: Callable[..., Report]) -> None:
+    execute(
+        database,
+        "INSERT INTO scaling.episodes (rule, dims, episode_no, rule_version, capability, state, value, threshold,"
+        " fired_at, approved_by, approved_at) VALUES ('audit_logs_bytes', '', 1, '1', 'audit_log_partitioning', 'acted',"
+        " 2, 1, %s, 'Ada', now())",
+        NOW,
+    )
+    said = text(report_page.render(reading()))
+    assert "audit log partitioning has acted propose episode 1, approved by Ada" in said
+    assert "audit log retention not in force propose never" in said
+
+
+def test_sizes_on_an_axis_are_round_in_mebibytes() -> None:
+    ticks = round_values(130 * 2**20, 230 * 2**20, lambda value: shown(value, Unit.BYTES), 4)
+    assert [shown(tick, Unit.BYTES) for tick in ticks if tick >= 140 * 2**20][:2] == ["150.0 MiB", "200.0 MiB"]
 
 
 def test_a_line_is_thinned_to_what_a_picture_shows_and_keeps_the_newest() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from scaling.forecast import Forecast, forecast
 from scaling.samples import Sample, Status
 from scaling.thresholds import Compare
-from scaling.trend_chart import GAP, POINTS, _runs, _ticks, draw
+from scaling.trend_chart import GAP, POINTS, _runs, draw, round_values
 from scaling.units import Unit, shown
 from tests.scaling.trends import KINDS, NOW, Kind, series
 
@@ -174,5 +174,5 @@ def test_one_odd_hour_of_each_day_is_not_what_is_left_of_it() -> None:
 
 
 def test_the_ticks_of_bytes_are_round_in_bytes_and_those_of_others_in_tens() -> None:
-    assert [in_bytes(tick) for tick in _ticks(0, 2.5e10, in_bytes)][:3] == ["0 B", "5.0 GiB", "10.0 GiB"]
-    assert [plain(tick) for tick in _ticks(0, 5_000, plain)][:3] == ["0", "1,000", "2,000"]
+    assert [in_bytes(tick) for tick in round_values(0, 2.5e10, in_bytes, 5)][:3] == ["0 B", "5.0 GiB", "10.0 GiB"]
+    assert [plain(tick) for tick in round_values(0, 5_000, plain, 5)][:3] == ["0", "1,000", "2,000"]
