@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 import psycopg
 from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanKind, StatusCode, Tracer
 from psycopg import sql
 from psycopg.abc import Params, Query
 from psycopg.rows import TupleRow
@@ -62,7 +62,6 @@ _WORD = re.compile(r"[a-z]+", re.IGNORECASE)
 class _State:
     """What is switched on in this process; a run is one process, but tests and benches have several runs in one."""
 
-    tracer: Tracer | None = None
     export: "Export | None" = None
     endpoint: str | None = None
 
@@ -78,7 +77,7 @@ def link_of(run_id: str) -> str | None:
     Args:
         run_id: of the run.
     """
-    if _State.tracer is None:
+    if _State.export is None:
         return None
     try:
         address = load(TracingSettings).trace_ui_url
@@ -106,14 +105,13 @@ def start(service: str) -> bool:
         endpoint = None
     if endpoint != _State.endpoint:
         stop()
-    if endpoint is not None and _State.tracer is None:
+    if endpoint is not None and _State.export is None:
         from scaling.trace_export import Export  # 0.15 s and 12 MB, for those who trace
 
         _State.export = Export(service)
-        _State.tracer = _State.export.tracer()
         _State.endpoint = endpoint
         logging.setLogRecordFactory(_with_trace_id)
-    return _State.tracer is not None
+    return _State.export is not None
 
 
 def stop() -> None:
@@ -122,7 +120,7 @@ def stop() -> None:
         return
     logging.setLogRecordFactory(logging.LogRecord)
     _State.export.close()
-    _State.tracer = _State.export = _State.endpoint = None
+    _State.export = _State.endpoint = None
 
 
 @contextmanager
@@ -134,14 +132,14 @@ def run(run_id: str, name: str, attributes: Mapping[str, Value] | None = None) -
         name: of the span.
         attributes: of the span.
     """
-    if _State.tracer is None or _State.export is None:
+    export = _State.export
+    if export is None:
         yield INVALID_SPAN
         return
-    export = _State.export
     try:
         with (
             export.identified(*_ids(run_id)),
-            _recorded(_State.tracer, name, {RUN_ID: run_id, **(attributes or {})}) as span,
+            _recorded(export.tracer, name, {RUN_ID: run_id, **(attributes or {})}) as span,
         ):
             yield span
     finally:
@@ -161,9 +159,16 @@ def span(
     Returns:
         A context manager of the span. Whatever leaves it by exception is recorded by its type.
     """
-    if _State.tracer is None or not trace.get_current_span().is_recording():
+    export = _State.export
+    if export is None:
         return _NOTHING
-    return _recorded(_State.tracer, name, attributes, SpanKind.CLIENT if remote else SpanKind.INTERNAL)
+    above = trace.get_current_span().get_span_context()
+    if not above.trace_flags.sampled:
+        return _NOTHING
+    if export.is_silent:
+        # Takes what is said of this work, which else would be said of the work above.
+        return trace.use_span(NonRecordingSpan(above))
+    return _recorded(export.tracer, name, attributes, SpanKind.CLIENT if remote else SpanKind.INTERNAL)
 
 
 def ended(outcome: str, counts: Mapping[str, int | float] | None = None) -> None:
@@ -203,7 +208,7 @@ def carried(work: Callable[P, T]) -> Callable[P, T]:
     Args:
         work: for another thread.
     """
-    if _State.tracer is None:
+    if _State.export is None:
         return work
     here = contexts.get_current()
 
@@ -219,7 +224,7 @@ def carried(work: Callable[P, T]) -> Callable[P, T]:
 
 def cursor_factory() -> type[psycopg.Cursor[Any]]:
     """The class of cursors that new connections get: psycopg's own unless a run is traced."""
-    return psycopg.Cursor if _State.tracer is None else TracedCursor
+    return psycopg.Cursor if _State.export is None else TracedCursor
 
 
 class TracedCursor(psycopg.Cursor[TupleRow]):
@@ -243,9 +248,12 @@ class TracedCursor(psycopg.Cursor[TupleRow]):
 
 def _statement(query: Query) -> AbstractContextManager[Span]:
     # The pool looks at a connection it lends with an empty statement.
-    if _State.tracer is None or not query or not trace.get_current_span().is_recording():
+    export = _State.export
+    if export is None or not query or export.is_silent:
         return _NOTHING
-    return _recorded(_State.tracer, summary(query), {"db.system.name": "postgresql"}, SpanKind.CLIENT)
+    if not trace.get_current_span().get_span_context().trace_flags.sampled:
+        return _NOTHING
+    return _recorded(export.tracer, summary(query), {"db.system.name": "postgresql"}, SpanKind.CLIENT)
 
 
 def summary(query: Query) -> str:

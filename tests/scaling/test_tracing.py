@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
 from psycopg import sql
 
-from devstack.otlp import Collector, ReceivedSpan, collector
+from devstack.otlp import Collector, ReceivedSpan, collector, wait_for
 from devstack.servers import Database
 from scaling import trace_export, tracing
 from scaling.databases import DatabaseRouter, Shard
@@ -219,6 +220,65 @@ def test_a_collector_that_came_back_gets_what_is_new(started: Collector, impatie
         time.sleep(0.2)
     assert {span.trace_id for span in started.spans()} <= {tracing.trace_id_of(f"run-{n}") for n in (2, 3)}
     assert started.spans()
+
+
+def is_recorded() -> bool:
+    with tracing.span("piece") as span:
+        return span.is_recording()
+
+
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans are sent at once."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+
+
+def wait_for_silence() -> None:
+    deadline = time.monotonic() + 5
+    while is_recorded():
+        assert time.monotonic() < deadline, "spans are recorded that nobody takes"
+        time.sleep(0.02)
+
+
+def test_nothing_is_recorded_that_nobody_takes(prompt: None, deaf: None) -> None:
+    assert tracing.start("test")
+    with tracing.run("run-1", "run") as run:
+        wait_for_silence()
+        assert isinstance(run, ReadableSpan)
+        with tracing.span("work"):
+            tracing.ended("failed", {"rows": 1})
+            tracing.failed("kind")
+        assert set(run.attributes or {}) == {tracing.RUN_ID}, "what is said of the work is not said of the run"
+        assert run.status.is_unset
+
+
+def test_what_is_new_hangs_beneath_what_was_recorded_once_the_collector_is_back(
+    started: Collector, impatient: None, prompt: None
+) -> None:
+    tracing.stop()
+    assert tracing.start("test")
+    started.mood = "refuses"
+    with tracing.run("run-1", "run"):
+        wait_for_silence()
+        with tracing.span("unrecorded"):
+            started.mood = "well"
+            time.sleep(0.4)
+            with tracing.span("late"):
+                pass
+    assert {"run", "run > late"} <= set(started.paths()) <= {"run", "run > late", "run > piece"}
+
+
+def test_a_collector_that_is_back_at_the_end_gets_the_run_itself(
+    started: Collector, prompt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_export, "EXPORT_SECONDS", 0.3)
+    tracing.stop()
+    assert tracing.start("test")
+    started.mood = "refuses"
+    with tracing.run("run-1", "run"):
+        wait_for_silence()
+        started.mood = "well"
+    assert "run" in {span.name for span in wait_for(started, 1)}
 
 
 def test_a_flapping_collector_loses_spans_and_no_work(started: Collector, impatient: None) -> None:
