@@ -30,6 +30,7 @@ from psycopg import sql
 from archive_pipeline.errors import PartitionsError
 from archive_pipeline.months import Month
 from archive_pipeline.snapshot import SourceTable
+from scaling import tracing
 from scaling.databases import Connection, DatabaseRouter
 from scaling.errors import run_command
 from scaling.logs import Event, event
@@ -474,7 +475,7 @@ def database_now(connection: Connection) -> datetime:
 
 
 def _make(connection: Connection, table: SourceTable, partition: SourceTable, month: Month) -> MonthPartition | None:
-    with connection.transaction():
+    with tracing.committed(connection.transaction()):
         connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT))
         # Conflicts with itself, so two runs make months one after the other; not with readers or writers.
         connection.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(table.identifier))

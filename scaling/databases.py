@@ -91,11 +91,12 @@ class Shard:
         """
         self._pool.open()
         try:
-            connection = self._pool.getconn()
+            with tracing.waiting("connection"):
+                connection = self._pool.getconn()
         except PoolTimeout:
             raise self._unreachable() from None
         try:
-            with connection.transaction():
+            with tracing.committed(connection.transaction()):
                 yield connection
         finally:
             self._pool.putconn(connection)
@@ -112,10 +113,11 @@ class Shard:
             UserError: the database does not answer.
         """
         try:
-            connection = psycopg.connect(self._dsn, autocommit=autocommit, cursor_factory=tracing.cursor_factory())
+            with tracing.waiting("connection"):
+                connection = psycopg.connect(self._dsn, autocommit=autocommit, cursor_factory=tracing.cursor_factory())
         except psycopg.OperationalError:
             raise self._unreachable() from None
-        with connection:
+        with connection if autocommit else tracing.committed(connection):
             yield connection
 
     @contextmanager
@@ -135,14 +137,15 @@ class Shard:
                 "partition, prune or restore the table"
             )
         try:
-            connection = psycopg.connect(
-                self._owner_dsn, autocommit=autocommit, cursor_factory=tracing.cursor_factory()
-            )
+            with tracing.waiting("connection"):
+                connection = psycopg.connect(
+                    self._owner_dsn, autocommit=autocommit, cursor_factory=tracing.cursor_factory()
+                )
         except psycopg.OperationalError:
             raise UserError(
                 f"the database of shard {self.name!r} does not answer or refuses the login of DATABASE_OWNER_URL"
             ) from None
-        with connection:
+        with connection if autocommit else tracing.committed(connection):
             yield connection
 
     @contextmanager

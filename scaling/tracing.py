@@ -21,8 +21,9 @@ are `opentelemetry-instrumentation-botocore`'s.
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -48,6 +49,8 @@ T = TypeVar("T")
 Value = str | bool | int | float | Sequence[str]
 
 RUN_ID = "dagster.run_id"
+WAIT_SECONDS = 0.01
+"""A shorter wait is not worth a span."""
 LOGGERS = ("sync_pipeline", "archive_pipeline", "scaling")
 
 _NOTHING: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
@@ -171,6 +174,36 @@ def span(
     return _recorded(export.tracer, name, attributes, SpanKind.CLIENT if remote else SpanKind.INTERNAL)
 
 
+@contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """Make a span of a wait beneath the current one, if it turns out to be long.
+
+    Args:
+        name: of what is waited for.
+    """
+    began = time.time_ns()
+    try:
+        yield
+    finally:
+        export = _State.export
+        if export is not None and time.time_ns() - began >= WAIT_SECONDS * 1e9 and _is_worth_recording(export):
+            export.tracer.start_span(name, start_time=began).end()
+
+
+@contextmanager
+def committed(transaction: AbstractContextManager[object]) -> Iterator[None]:
+    """Make a span of the COMMIT at the end of a transaction; one that is rolled back has none.
+
+    Args:
+        transaction: of psycopg, or its connection, which is one transaction where autocommit is off.
+    """
+    with ExitStack() as until_committed:
+        until_committed.enter_context(transaction)
+        yield
+        with _statement("COMMIT"):
+            until_committed.close()
+
+
 def ended(outcome: str, counts: Mapping[str, int | float] | None = None) -> None:
     """Say how the work of the current span ended.
 
@@ -249,11 +282,13 @@ class TracedCursor(psycopg.Cursor[TupleRow]):
 def _statement(query: Query) -> AbstractContextManager[Span]:
     # The pool looks at a connection it lends with an empty statement.
     export = _State.export
-    if export is None or not query or export.is_silent:
-        return _NOTHING
-    if not trace.get_current_span().get_span_context().trace_flags.sampled:
+    if export is None or not query or not _is_worth_recording(export):
         return _NOTHING
     return _recorded(export.tracer, summary(query), {"db.system.name": "postgresql"}, SpanKind.CLIENT)
+
+
+def _is_worth_recording(export: "Export") -> bool:
+    return not export.is_silent and trace.get_current_span().get_span_context().trace_flags.sampled
 
 
 def summary(query: Query) -> str:

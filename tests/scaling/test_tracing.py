@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -101,6 +102,63 @@ def test_an_error_is_told_by_its_type_and_sqlstate_and_never_by_its_text(
     assert (work.is_error, work.status_message, work.events) == (True, "", ())
     assert not only(started.spans(), "run").is_error
     assert SECRET not in "".join(body.decode("latin-1") for body in started.bodies)
+
+
+def test_a_commit_is_a_span_and_a_rollback_is_none(started: Collector, database: Database) -> None:
+    with DatabaseRouter(Shard("main", database.dsn)) as router, tracing.run("run-1", "run"):
+        [shard] = router.shards()
+        with tracing.span("pooled"), shard.transaction() as connection:
+            connection.execute("SELECT 1")
+        with tracing.span("alone"), shard.dedicated(autocommit=False) as connection:
+            connection.execute("SELECT 1")
+        with tracing.span("by itself"), shard.dedicated() as connection:
+            connection.execute("SELECT 1")
+        with tracing.span("undone"), suppress(KeyError), shard.transaction():
+            raise KeyError
+    commits = [path for path in started.paths() if path.endswith("COMMIT")]
+    assert sorted(commits) == ["run > alone > COMMIT", "run > pooled > COMMIT"]
+
+
+def test_a_commit_that_is_refused_says_so(started: Collector, database: Database) -> None:
+    with (
+        DatabaseRouter(Shard("main", database.dsn)) as router,
+        tracing.run("run-1", "run"),
+        pytest.raises(psycopg.errors.UniqueViolation),
+        router.shards()[0].transaction() as connection,
+    ):
+        connection.execute(
+            "CREATE TEMP TABLE late (id int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO late VALUES (1), (1)"
+        )
+    commit = only(started.spans(), "COMMIT")
+    assert commit.attributes["error.type"] == "psycopg.errors.UniqueViolation"
+    assert commit.attributes["db.response.status_code"] == "23505"
+
+
+def test_a_long_wait_for_a_connection_is_a_span(started: Collector, database: Database) -> None:
+    with DatabaseRouter(Shard("main", database.dsn, pool_size=1)) as router, tracing.run("run-1", "run"):
+        [shard] = router.shards()
+        with shard.transaction():
+            pass
+        started.clear()
+        taken, wanted = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with shard.transaction():
+                taken.set()
+                wanted.wait(10)
+                time.sleep(0.1)
+
+        holding = threading.Thread(target=hold)
+        holding.start()
+        taken.wait(10)
+        with tracing.span("waits"):
+            wanted.set()
+            with shard.transaction():
+                pass
+        holding.join()
+    [wait] = [path for path in started.paths() if path.endswith("connection") and "waits" in path]
+    assert wait == "run > waits > connection"
+    assert 0.05 < only(started.spans(), "connection").seconds < 10
 
 
 @pytest.mark.parametrize(
