@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from scaling import episodes, samples
+from scaling import episodes, samples, tracing
 from scaling.capabilities import Capability, Mode
 from scaling.catalogue import Catalogue, Metric
 from scaling.databases import Connection
@@ -97,7 +97,7 @@ def measure(
     taken: list[Sample] = []
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         asking = {
-            pool.submit(_read, metric.name, metric.source, reach): metric.name
+            pool.submit(tracing.carried(_read), metric.name, metric.source, reach): metric.name
             for metric in wanted
             if not isinstance(metric.source, Derived)
         }
@@ -126,11 +126,15 @@ def measure(
 
 
 def _read(metric: str, source: Source, reach: Reach) -> tuple[Sample, ...]:
-    try:
-        return source.read(metric, reach)
-    except Exception as error:  # noqa: BLE001 - a defect in one source must not keep the others from being judged
-        said = f"the source failed with {type(error).__name__}; this is a defect of the program"
-        return (Sample(metric, reach.now, None, Status.ERROR, evidence={"error": said}),)
+    with tracing.span("metric", {"metric.name": metric}):
+        try:
+            taken = source.read(metric, reach)
+        except Exception as error:  # noqa: BLE001 - a defect in one source must not keep the others from being judged
+            tracing.failed(error)
+            said = f"the source failed with {type(error).__name__}; this is a defect of the program"
+            taken = (Sample(metric, reach.now, None, Status.ERROR, evidence={"error": said}),)
+        tracing.ended(" ".join(sorted({sample.status for sample in taken})))
+    return taken
 
 
 def _is_news(sample: Sample, before: Known) -> bool:

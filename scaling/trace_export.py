@@ -60,6 +60,7 @@ TOLD = frozenset(
         "tenant.id",
         "workspace.id",
         "connection.id",
+        "metric.name",
         "shard",
         "outcome",
         "error.type",

@@ -14,8 +14,9 @@ of an error its type. Never a text: Postgres' name keys and rows, Google's name 
 
 **Why SQL has a cursor of its own here** and not `opentelemetry-instrumentation-psycopg`: that records whole statements,
 into which the archive composes values, and the texts of errors; its newest release also pins the SDK to an older one.
-There is no instrumentation of httplib2; `sync_pipeline.google_calendar` makes that span. S3, Glue, Athena and KMS
-are `opentelemetry-instrumentation-botocore`'s.
+The one of httpx would send a `traceparent` to everybody who is asked, patch every client of the process, and end a span
+before the body is read. There is none of httplib2; `sync_pipeline.google_calendar` makes that span. S3, Glue, Athena
+and KMS are `opentelemetry-instrumentation-botocore`'s.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ from scaling.logs import Event, event
 from scaling.settings import TracingSettings, load
 
 if TYPE_CHECKING:
+    import httpx
+
     from scaling.trace_export import Export
 
 log = logging.getLogger(__name__)
@@ -202,6 +205,21 @@ def committed(transaction: AbstractContextManager[object]) -> Iterator[None]:
         yield
         with _statement("COMMIT"):
             until_committed.close()
+
+
+@contextmanager
+def requested(method: str, sent: AbstractContextManager["httpx.Response"]) -> Iterator["httpx.Response"]:
+    """Make a span of a request until its answer is read; not of its address, which may be secret.
+
+    Args:
+        method: of HTTP.
+        sent: the answer as httpx streams it.
+    """
+    with span(method, {"http.request.method": method}, remote=True) as made, sent as response:
+        made.set_attribute("http.response.status_code", response.status_code)
+        if response.is_error:
+            failed(str(response.status_code))
+        yield response
 
 
 def ended(outcome: str, counts: Mapping[str, int | float] | None = None) -> None:

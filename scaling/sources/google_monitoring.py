@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from scaling import tracing
 from scaling.samples import Sample, Status, measured
 from scaling.sources import Reach
 from scaling.sources.http import Answer, Body, Request, SourceError, ask, drifted, parse, sampled, unmeasured
@@ -179,12 +180,11 @@ class _TokenTransport:
         )
         content = b""
         try:
-            with self.reach.http.stream(
+            sent = self.reach.http.stream(
                 method, url, content=body, headers=dict(headers or {}), timeout=limit, follow_redirects=False
-            ) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise _no_token(response, asked)
-                for chunk in response.iter_bytes():
+            )
+            with tracing.requested(method, sent) as response:
+                for chunk in response.iter_bytes() if response.status_code == httpx.codes.OK else ():
                     content += chunk
                     if len(content) > MOST_TOKEN_BYTES:
                         raise SourceError(
@@ -202,6 +202,8 @@ class _TokenTransport:
             raise SourceError(
                 f"the answer of {_TOKENS_FROM} broke off ({type(error).__name__})", {**asked, "failure": "incomplete"}
             ) from None
+        if response.status_code != httpx.codes.OK:
+            raise _no_token(response, asked)
         parse(_TOKEN, Answer(_TOKENS_FROM, content, asked))
         return _TokenAnswer(response.status_code, response.headers, content)
 

@@ -14,6 +14,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 
+from scaling import tracing
 from scaling.samples import Sample, Status
 from scaling.sources import Reach
 
@@ -135,7 +136,7 @@ def _attempt(reach: Reach, request: Request) -> Answer:
         asked["body"] = dict(request.body)
     ends = time.monotonic() + limit
     try:
-        with reach.http.stream(
+        sent = reach.http.stream(
             request.method,
             url,
             params=list(request.params) or None,
@@ -144,10 +145,10 @@ def _attempt(reach: Reach, request: Request) -> Answer:
             auth=httpx.BasicAuth(*auth) if auth else None,
             timeout=limit,
             follow_redirects=False,
-        ) as response:
-            if response.status_code != httpx.codes.OK:
-                _refuse(request, response, asked)
-            content = _whole(request, response, ends, limit, asked)
+        )
+        with tracing.requested(request.method, sent) as response:
+            is_ok = response.status_code == httpx.codes.OK
+            content = _whole(request, response, ends, limit, asked) if is_ok else b""
     except (httpx.ConnectError, httpx.ConnectTimeout):
         raise _AgainError(
             SourceError(f"{who} could not be connected to", {**asked, "failure": "connect"}), RETRY_WAIT_SECONDS
@@ -161,6 +162,8 @@ def _attempt(reach: Reach, request: Request) -> Answer:
         raise SourceError(
             f"the answer of {who} broke off ({type(error).__name__})", {**asked, "failure": "incomplete"}
         ) from None
+    if not is_ok:
+        _refuse(request, response, asked)
     return Answer(
         who,
         content,

@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from devstack import metrics_apis
+from devstack.otlp import Collector
 from devstack.servers import Database
-from scaling import episodes, samples
+from scaling import episodes, samples, tracing
 from scaling.capabilities import Capability, Mode
 from scaling.catalogue import Catalogue, Metric, catalogue
 from scaling.databases import Connection, DatabaseRouter, Shard
@@ -67,6 +68,17 @@ def connection(database: Database) -> Iterator[Connection]:
 
 def defaults() -> Catalogue:
     return catalogue(ArchiveSourceSettings(), SyncScheduleSettings())
+
+
+def test_asking_for_a_metric_is_a_span_that_names_it_and_how_it_went(reach: Reach, traces: Collector) -> None:
+    known = Catalogue((metric("fine", Fixed()), metric("empty", Fixed((None,))), metric("broken", Fixed(fails=True))))
+    tracing.start("test")
+    with tracing.run("run-1", "run"):
+        measure(known, AUTO, reach)
+    told = {span.attributes["metric.name"]: span.attributes for span in traces.spans() if span.name == "metric"}
+    assert {name: each["outcome"] for name, each in told.items()} == {"fine": "ok", "empty": "error", "broken": "error"}
+    assert told["broken"]["error.type"] == "KeyError"
+    assert set(traces.paths()) >= {"run > metric"}
 
 
 def test_a_metric_is_due_once_in_each_interval_and_again_when_it_failed() -> None:

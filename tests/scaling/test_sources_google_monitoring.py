@@ -24,6 +24,8 @@ from devstack.metrics_apis import (
     plausible,
     run,
 )
+from devstack.otlp import Collector
+from scaling import tracing
 from scaling.samples import Sample, Status
 from scaling.sources import Reach
 from scaling.sources.google_monitoring import GoogleCalendarCalls
@@ -358,3 +360,15 @@ def test_redirects_are_not_followed_by_a_client_that_would(apis: MetricsApis) ->
         (sample,) = CALLS.read("a_metric", Reach(reach.router, eager, reach.settings, reach.now))
     assert sample.status is Status.ERROR
     assert len(apis.requests) == 1
+
+
+def test_the_request_for_a_token_is_a_span_without_the_key(apis: MetricsApis, traces: Collector) -> None:
+    assert tracing.start("test")
+    apis.faults.append(Fault(status=403, times=1))
+    with tracing.run("run-1", "run"):
+        assert error(apis)
+        one(CALLS, apis)
+    told = [(span.name, span.attributes.get("http.response.status_code")) for span in traces.spans()]
+    assert told[:3] == [("POST", 403), ("POST", 200), ("GET", 200)]
+    sent = "".join(body.decode("latin-1") for body in traces.bodies)
+    assert not any(each in sent for each in (apis.secret, apis.url, GOOGLE_PROJECT))

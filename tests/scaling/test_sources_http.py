@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from devstack.metrics_apis import Fault, MetricsApis, plausible, run
+from devstack.otlp import Collector
+from scaling import tracing
 from scaling.samples import Status
 from scaling.sources import Reach, Source
 from scaling.sources.anthropic import AnthropicCost, AnthropicUsage
@@ -220,6 +222,22 @@ def test_no_credential_reaches_a_sample_or_a_log(
     written = json.dumps([sample.dims, dict(sample.evidence)]) + repr(sample) + caplog.text + repr(source)
     assert apis.secret not in written
     assert "ops@example.com" not in written
+
+
+def test_a_request_is_a_span_of_method_and_status_and_names_no_address(apis: MetricsApis, traces: Collector) -> None:
+    assert tracing.start("test")
+    apis.faults.append(Fault(status=503, headers={"Retry-After": "0"}, times=1))
+    with tracing.run("run-1", "run"):
+        one(SupabasePlan(), apis)
+        one(SupabasePlan(), apis, supabase_endpoint="http://127.0.0.1:1")
+    said = [dict(span.attributes) for span in traces.spans() if span.name == "GET"]
+    assert said == [
+        {"http.request.method": "GET", "http.response.status_code": 503, "error.type": "503"},
+        {"http.request.method": "GET", "http.response.status_code": 200},
+        *[{"http.request.method": "GET", "error.type": "httpx.ConnectError"}] * 2,
+    ]
+    sent = "".join(body.decode("latin-1") for body in traces.bodies)
+    assert {each for each in (apis.secret, apis.url, "127.0.0.1", "organizations") if each in sent} == set()
 
 
 def test_an_echoed_credential_is_cut_out_of_what_the_server_names(apis: MetricsApis) -> None:
