@@ -70,6 +70,8 @@ class _State:
 
     export: "Export | None" = None
     endpoint: str | None = None
+    run: tuple[int, int] | None = None
+    """Trace and span of the run that is at work, for lines of threads that no span was carried to."""
 
 
 def trace_id_of(run_id: str) -> str:
@@ -142,13 +144,15 @@ def run(run_id: str, name: str, attributes: Mapping[str, Value] | None = None) -
     if export is None:
         yield INVALID_SPAN
         return
+    ids = _State.run = _ids(run_id)
     try:
         with (
-            export.identified(*_ids(run_id)),
+            export.identified(*ids),
             _recorded(export.tracer, name, {RUN_ID: run_id, **(attributes or {})}) as span,
         ):
             yield span
     finally:
+        _State.run = None
         export.flush()
 
 
@@ -383,9 +387,10 @@ def _with_trace_id(*arguments: Any, **named: Any) -> logging.LogRecord:  # noqa:
     """Name the trace in a line of the pipelines' loggers, and for formatters in any record's attributes."""
     record = logging.LogRecord(*arguments, **named)
     made = trace.get_current_span().get_span_context()
-    if made.is_valid:
-        trace_id = f"{made.trace_id:032x}"
-        record.__dict__.update(otelTraceID=trace_id, otelSpanID=f"{made.span_id:016x}")
+    ids = (made.trace_id, made.span_id) if made.is_valid else _State.run
+    if ids:
+        trace_id = f"{ids[0]:032x}"
+        record.__dict__.update(otelTraceID=trace_id, otelSpanID=f"{ids[1]:016x}")
         if isinstance(record.msg, str) and str(record.name).partition(".")[0] in LOGGERS:
             record.msg = f"{record.msg} trace_id={trace_id}"
     return record

@@ -11,18 +11,23 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from devstack.otlp import Collector
 from devstack.processes import CHECKOUT, free_port
 from devstack.servers import Database
-from scaling import logs
+from scaling import logs, tracing
+from scaling.dagster_tracing import traced_in_process_executor
 from scaling.errors import UserError
 from scaling.logs import Event, JsonFormatter, event
+from tests.traced import execute
 
 MARK = "c4n4ry"
+RUN_HANDLER = {"python_logs": {"dagster_handler_config": {"handlers": {"json": {"class": "scaling.logs.RunHandler"}}}}}
 
 
 def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -211,16 +216,40 @@ def test_what_dagster_tells_of_a_run_is_json_with_run_and_step(
     def some_job() -> None:
         works()
 
-    overrides = {
-        "python_logs": {"dagster_handler_config": {"handlers": {"json": {"class": "scaling.logs.RunHandler"}}}}
-    }
-    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=overrides) as instance:
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=RUN_HANDLER) as instance:
         result = some_job.execute_in_process(instance=instance)
     said = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     (own,) = [line for line in said if line.get("message") == "so far 3"]
     assert (own["event"], own["run_id"], own["job"], own["step"]) == ("dagster", result.run_id, "some_job", "works")
     assert [line for line in said if line.get("dagster_event") == "STEP_SUCCESS"]
     assert [line["episode"] for line in said if line["event"] == "claim_lost"] == [4]
+
+
+def test_what_a_step_tells_dagster_in_a_traced_run_names_the_trace(
+    settings_environment: Callable[..., None],
+    traces: Collector,
+    unconfigured: None,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    settings_environment(LOG_FORMAT="json")
+    logs.configure(in_dagster=True)
+
+    @dg.op
+    def works(context: dg.OpExecutionContext) -> None:
+        context.log.info("so far %d", 3)
+        with ThreadPoolExecutor() as pool:
+            pool.submit(context.log.info, "beside").result()
+
+    @dg.job(executor_def=traced_in_process_executor)
+    def some_job() -> None:
+        works()
+
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=RUN_HANDLER) as instance:
+        run = execute(some_job, instance)
+    said = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    told = {line["message"]: line.get("trace_id") for line in said}
+    assert told["so far 3"] == told["beside"] == tracing.trace_id_of(run.run_id)
 
 
 def test_run_workers_are_silent_beside_dagster_unless_asked(

@@ -137,9 +137,6 @@ def test_a_commit_that_is_refused_says_so(started: Collector, database: Database
 def test_a_long_wait_for_a_connection_is_a_span(started: Collector, database: Database) -> None:
     with DatabaseRouter(Shard("main", database.dsn, pool_size=1)) as router, tracing.run("run-1", "run"):
         [shard] = router.shards()
-        with shard.transaction():
-            pass
-        started.clear()
         taken, wanted = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -156,8 +153,7 @@ def test_a_long_wait_for_a_connection_is_a_span(started: Collector, database: Da
             with shard.transaction():
                 pass
         holding.join()
-    [wait] = [path for path in started.paths() if path.endswith("connection") and "waits" in path]
-    assert wait == "run > waits > connection"
+    assert "run > waits > connection" in started.paths()
     assert 0.05 < only(started.spans(), "connection").seconds < 10
 
 
