@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from scaling import notifications
+from scaling.dagster_tracing import end_killed
 from scaling.errors import UserError
 from scaling.logs import Event, event
 from scaling.notifier import Channel, Message, Sender, senders
@@ -79,6 +80,7 @@ def failure_sensor(
     )
     def sensor(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
         message = failed_run(location, context, runbook)
+        end_killed(location, context)
         with failing_with_a_sentence():
             alerts, set_up = load(AlertSettings), load(AutomationSettings)
         wanted = {*notifications.FOR_EPISODES, *also}

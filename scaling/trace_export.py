@@ -112,7 +112,7 @@ class Export:
 
     @contextmanager
     def identified(self, trace_id: int, span_id: int) -> Iterator[None]:
-        """Give these ids to the span that is made without a parent within the block."""
+        """Give these ids to the first span that is made within the block; beneath another, its trace stays."""
         token = _chosen.set((trace_id, span_id))
         try:
             yield
@@ -152,7 +152,7 @@ class _HashedOnce(Resource):
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, but those chosen for the span of a run."""
+    """Random ids, but those chosen for the spans of a run and its steps."""
 
     def generate_trace_id(self) -> int:
         chosen = _chosen.get()

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 Value = str | bool | int | float | Sequence[str]
+Period = tuple[int, int]
+"""Begin and end, in nanoseconds since 1970."""
 
 RUN_ID = "dagster.run_id"
 WAIT_SECONDS = 0.01
@@ -132,13 +134,16 @@ def stop() -> None:
 
 
 @contextmanager
-def run(run_id: str, name: str, attributes: Mapping[str, Value] | None = None) -> Iterator[Span]:
+def run(
+    run_id: str, name: str, attributes: Mapping[str, Value] | None = None, *, at: Period | None = None
+) -> Iterator[Span]:
     """Make the span of a whole run, beneath which all others are, and send everything at its end.
 
     Args:
         run_id: of the run; names the trace.
         name: of the span.
         attributes: of the span.
+        at: when it was, if not now.
     """
     export = _State.export
     if export is None:
@@ -148,12 +153,35 @@ def run(run_id: str, name: str, attributes: Mapping[str, Value] | None = None) -
     try:
         with (
             export.identified(*ids),
-            _recorded(export.tracer, name, {RUN_ID: run_id, **(attributes or {})}) as span,
+            _recorded(export.tracer, name, {RUN_ID: run_id, **(attributes or {})}, at=at) as span,
         ):
             yield span
     finally:
         _State.run = None
         export.flush()
+
+
+@contextmanager
+def step(
+    run_id: str, key: str, attributes: Mapping[str, Value] | None = None, *, at: Period | None = None
+) -> Iterator[Span]:
+    """Make the span of a step, with an id of its own as the run has, so that another process can end what was killed.
+
+    Args:
+        run_id: of the run, whose span is current.
+        key: of the step, once in a run.
+        attributes: of the span.
+        at: when it was, if not now.
+    """
+    export = _State.export
+    if export is None or not _is_worth_recording(export):
+        with span(key) as unrecorded:
+            yield unrecorded
+        return
+    with ExitStack() as work:
+        with export.identified(*_ids(f"{run_id} {key}")):
+            made = work.enter_context(_recorded(export.tracer, key, attributes, at=at))
+        yield made
 
 
 def span(
@@ -344,10 +372,15 @@ def _summary_of_text(text: str | bytes) -> str:
 
 @contextmanager
 def _recorded(
-    tracer: Tracer, name: str, attributes: Mapping[str, Value] | None, kind: SpanKind = SpanKind.INTERNAL
+    tracer: Tracer,
+    name: str,
+    attributes: Mapping[str, Value] | None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    at: Period | None = None,
 ) -> Iterator[Span]:
+    began, ended = at or (None, None)
     made = tracer.start_span(
-        name, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
+        name, kind=kind, attributes=attributes, start_time=began, record_exception=False, set_status_on_exception=False
     )
     token = contexts.attach(trace.set_span_in_context(made))
     try:
@@ -359,7 +392,7 @@ def _recorded(
         raise
     finally:
         contexts.detach(token)
-        made.end()
+        made.end(ended)
 
 
 def _fail(made: Span, kind: str | BaseException) -> None:
