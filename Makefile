@@ -103,6 +103,11 @@ screenshots: install  ## new pictures for the README, from a running make up; ne
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'
 	@$(BIN)/python docs/screenshots.py $(ARGS)
 
+.PHONY: dashboards
+dashboards: install  ## Grafana's dashboards as pages in var/preview, without Grafana, and their pictures; needs npm and a Chromium
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[screenshots]'
+	@$(BIN)/python -m docs.dashboards $(ARGS)
+
 .PHONY: clean
 clean:  ## stop what this checkout left running and remove var/ (the .venv stays)
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m devstack.processes clean; fi

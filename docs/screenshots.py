@@ -20,6 +20,20 @@ QUIET_MILLISECONDS = 3000
 """The UI keeps a socket open, so no page is ever idle; its drawing ends about a second after the last answer."""
 
 LOADED_MILLISECONDS = 30_000
+# --no-sandbox: Chromium refuses its sandbox to root, and only this machine's own pages are opened.
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def chromium() -> str:
+    """Find the browser.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        raise UserError("no Chromium is on the PATH; install the package chromium of your system")
+    return found
 
 
 def pages(ui: DagsterUi) -> dict[str, str]:
@@ -87,14 +101,9 @@ def main() -> int:
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:3000", help="of the running Dagster UI")
     parser.add_argument("--into", type=Path, default=IMAGES, help="directory of the pictures")
     arguments = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise UserError("no Chromium is on the PATH; install the package chromium of your system")
     arguments.into.mkdir(parents=True, exist_ok=True)
     with DagsterUi(arguments.url) as ui, sync_playwright() as playwright:
-        # --no-sandbox: Chromium refuses its sandbox to root, and only this machine's own pages are opened.
-        flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         for name, path in pages(ui).items():
             take(page, arguments.url, path, arguments.into / f"{name}.png")

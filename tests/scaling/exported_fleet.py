@@ -106,7 +106,9 @@ SELECT 'public.audit_logs', 'main', now() - make_interval(days => g), false, 11,
 """
 
 
-def seed(dsn: str, *, workspaces: int, tenants: int, days: int = 1, runs: int = 700) -> None:
+def seed(
+    dsn: str, *, workspaces: int, tenants: int, days: int = 1, runs: int = 700, thresholds: bool = True
+) -> None:
     """Put a fleet on record.
 
     Args:
@@ -115,6 +117,7 @@ def seed(dsn: str, *, workspaces: int, tenants: int, days: int = 1, runs: int = 
         tenants: that have them, a third of each plan.
         days: of past calls.
         runs: of the sync, one every two minutes; the newest is at work, the one before it died.
+        thresholds: with samples, and episodes of two that crossed.
     """
     with psycopg.connect(dsn, autocommit=True) as admin:
         values = {
@@ -129,7 +132,8 @@ def seed(dsn: str, *, workspaces: int, tenants: int, days: int = 1, runs: int = 
                 used = {name: value for name, value in values.items() if f"%({name})s" in statement}
                 admin.execute(statement.encode(), used)
         admin.execute("VACUUM ANALYZE")
-    _thresholds(dsn)
+    if thresholds:
+        _thresholds(dsn)
 
 
 def _thresholds(dsn: str) -> None:

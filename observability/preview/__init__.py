@@ -1,0 +1,1 @@
+"""The dashboards as pages that need no Grafana, drawn by Grafana's own components."""
