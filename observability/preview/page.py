@@ -33,24 +33,18 @@ def bundle() -> tuple[str, str]:
     if shutil.which("npm") is None:
         raise UserError("npm is not on the PATH; the preview is drawn with Grafana's components, which come from there")
     TOOLS.mkdir(parents=True, exist_ok=True)
-    wanted = (HERE / "package.json").read_text()
-    installed = TOOLS / "package.json"
-    if not installed.exists() or installed.read_text() != wanted:
-        shutil.copy(HERE / "package.json", TOOLS / "wanted.json")
-        installed.write_text(wanted)
-        try:
-            _run(["npm", "install", "--silent", "--ignore-scripts", "--no-package-lock", "--no-audit"], INSTALL_SECONDS)
-        except UserError:
-            installed.unlink()
-            raise
-    for source in HERE.glob("*.ts*"):
+    for source in (HERE / "package.json", *HERE.glob("*.ts*")):
         shutil.copy(source, TOOLS / source.name)
+    wanted, installed = TOOLS / "package.json", TOOLS / "installed.json"
+    if not installed.exists() or installed.read_text() != wanted.read_text():
+        _run(["npm", "install", "--silent", "--ignore-scripts", "--no-package-lock", "--no-audit"], INSTALL_SECONDS)
+        shutil.copy(wanted, installed)
     _run(
         [
             *(str(TOOLS / "node_modules" / ".bin" / "esbuild"), "app.tsx", "--bundle", "--minify", "--outfile=app.js"),
             *("--jsx=automatic", "--loader:.woff2=dataurl", "--loader:.woff=empty", "--loader:.svg=text"),
             *("--loader:.ttf=empty", '--define:process.env.NODE_ENV="production"', "--define:global=window"),
-            *("--alias:react-custom-scrollbars-2=./scrollbars.ts", "--log-level=error", "--legal-comments=none"),
+            *("--alias:react-custom-scrollbars-2=./scrollbars.ts", "--log-level=error", "--legal-comments=eof"),
         ],
         BUNDLE_SECONDS,
     )
@@ -58,7 +52,10 @@ def bundle() -> tuple[str, str]:
 
 
 def _run(command: list[str], seconds: float) -> None:
-    done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, timeout=seconds, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(command, cwd=TOOLS, capture_output=True, text=True, timeout=seconds, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{Path(command[0]).name} took longer than {seconds:g} s") from None
     if done.returncode:
         raise UserError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip()[:2000]}")
 
