@@ -106,9 +106,7 @@ SELECT 'public.audit_logs', 'main', now() - make_interval(days => g), false, 11,
 """
 
 
-def seed(
-    dsn: str, *, workspaces: int, tenants: int, days: int = 1, runs: int = 700, thresholds: bool = True
-) -> None:
+def seed(dsn: str, *, workspaces: int, tenants: int, days: int = 1, runs: int = 700, thresholds: bool = True) -> None:
     """Put a fleet on record.
 
     Args:
