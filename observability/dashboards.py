@@ -241,6 +241,10 @@ def _of_last_hour(labels: str, counter: str) -> str:
     return f"sum by ({labels}) (({counter} unless {counter} offset 1h) or increase({counter}[1h])) > 0"
 
 
+NONE = "/^ ?none$/"
+"""The series of `_or_none`, whose edge would otherwise lie on what is stacked below it."""
+
+
 def _or_none(ask: str, label: str) -> str:
     """What finds nothing while all is well: a series `none` at 0 beside it, as long as figures are scraped at all."""
     return f'{ask} or label_replace(0 * max(pipeline_scrape_seconds{{@}}), "{label}", "none", "", "")'
@@ -1377,7 +1381,7 @@ def _panel(panel: Panel, number: int) -> Any:  # noqa: ANN401 - the library's pa
         made = made.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
     if panel.bad:
         made = made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.SHADES).fixed_color("red"))
-    for name, color in panel.colors.items():
+    for name, color in {**panel.colors, **({NONE: "transparent"} if '"none"' in panel.asks[0][0] else {})}.items():
         fixed = {"mode": "fixed", "fixedColor": color}
         override = made.override_by_regexp if name.startswith("/") else made.override_by_name
         made = override(name, [DynamicConfigValue(id_val="color", value=fixed)])
