@@ -76,12 +76,16 @@ class StoredGrant:
 
     def access_token(self, cipher: GrantCipher) -> CachedAccessToken | None:
         """Decrypt the access token of an earlier run, if there is one and a key opens it."""
-        if self._access_token is None or self._access_token_expires_at is None:
-            return None
-        try:
-            return CachedAccessToken(cipher.decrypt(self._access_token), self._access_token_expires_at)
-        except UnreadableGrantError:
-            return None
+        return _opened(self._access_token, self._access_token_expires_at, cipher)
+
+
+def _opened(encrypted: bytes | None, expires_at: datetime | None, cipher: GrantCipher) -> CachedAccessToken | None:
+    if encrypted is None or expires_at is None:
+        return None
+    try:
+        return CachedAccessToken(cipher.decrypt(encrypted), expires_at)
+    except UnreadableGrantError:
+        return None
 
 
 def register(connection: Connection) -> None:
@@ -233,10 +237,27 @@ def load_grants(connection: Connection, workspaces: Sequence[Workspace]) -> dict
     return grants
 
 
+def kept_access_token(
+    connection: Connection, workspace: Workspace, grant: StoredGrant, cipher: GrantCipher
+) -> CachedAccessToken | None:
+    """Read the access token that is stored by now, if it is of the same grant and a key opens it."""
+    row = connection.execute(
+        _sql("""
+        SELECT access_token_encrypted, access_token_expires_at FROM sync.connection_state
+        WHERE {of_workspace} AND connection_id = %(connection)s AND grant_fingerprint = %(fingerprint)s
+        """),
+        {**_key(workspace, grant.connection_id), "fingerprint": grant.fingerprint},
+    ).fetchone()
+    if row is None:
+        return None
+    encrypted, expires_at = row
+    return _opened(encrypted, expires_at, cipher)
+
+
 def keep_access_token(
     connection: Connection, workspace: Workspace, grant: StoredGrant, token: CachedAccessToken, cipher: GrantCipher
 ) -> None:
-    """Store an access token for the next run, encrypted like the grant it came from."""
+    """Store an access token for whoever needs it next, encrypted like the grant it came from."""
     connection.execute(
         _sql("""
         UPDATE sync.connection_state

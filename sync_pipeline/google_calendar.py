@@ -192,14 +192,40 @@ def token_fingerprint(account: str) -> bytes:
     return hashlib.sha256(json.dumps([account, dict(EVENT_PARAMETERS)], sort_keys=True).encode()).digest()
 
 
+class AccessTokenShelf(Protocol):
+    """Where the workers of one connection leave each other the access token."""
+
+    def latest(self) -> CachedAccessToken | None:
+        """The one that was left there last."""
+
+    def leave(self, token: CachedAccessToken) -> None:
+        """Leave a new one there."""
+
+
 class _Credentials(Credentials):
-    """Credentials whose refresh survives an answer that is no token, for example a proxy's 200 with a HTML page."""
+    """Credentials that ask Google for a token only if no other worker has got one since.
+
+    A refresh survives an answer that is no token, for example a proxy's 200 with a HTML page.
+    """
+
+    shelf: AccessTokenShelf | None = None
 
     def refresh(self, request: object) -> None:
+        if self.shelf is not None and (latest := self.shelf.latest()) is not None and latest.token != self.token:
+            self.token, self.expiry = latest.token, _naive(latest.expires_at)
+            if self.valid:
+                return
         try:
             super().refresh(request)  # type: ignore[no-untyped-call]  # google-auth is typed in parts
         except (TypeError, KeyError, ValueError):
             raise TransientError("the token endpoint's answer is no token") from None
+        if self.shelf is not None and self.token and self.expiry:
+            self.shelf.leave(CachedAccessToken(self.token, self.expiry.replace(tzinfo=UTC)))
+
+
+def _naive(moment: datetime) -> datetime:
+    """A moment as google-auth writes it: UTC without saying so."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 class _Request(Protocol):
@@ -286,6 +312,7 @@ class GoogleCalendar:
         *,
         calls: CallCounter,
         access_token: CachedAccessToken | None = None,
+        shelf: AccessTokenShelf | None = None,
         gate: CallGate = UNLIMITED,
     ) -> "GoogleConnection":
         """Use a grant; no request is made yet.
@@ -293,7 +320,8 @@ class GoogleCalendar:
         Args:
             refresh_token: of the grant.
             calls: counts every request of this connection.
-            access_token: one from an earlier run, used until Google refuses it.
+            access_token: one from an earlier run, used until it ends or Google refuses it.
+            shelf: where to look for a newer one before Google is asked, and to leave what it gave; None: nowhere.
             gate: lets each request through when the quotas allow.
 
         Returns:
@@ -305,8 +333,9 @@ class GoogleCalendar:
             token_uri=self._token_url,
             client_id=self._client_id,
             client_secret=self._client_secret,
-            expiry=access_token and access_token.expires_at.astimezone(UTC).replace(tzinfo=None),
+            expiry=access_token and _naive(access_token.expires_at),
         )
+        credentials.shelf = shelf
         transport = _CountedHttp(self._http(), calls, gate, token_path=urlsplit(self._token_url).path)
         return GoogleConnection(self._google, credentials, transport, self._retrying)
 
@@ -344,15 +373,8 @@ class GoogleConnection:
         retrying: Callable[..., tenacity.Retrying],
     ) -> None:
         self._google = google
-        self._credentials = credentials
         self._http = AuthorizedHttp(credentials, http=transport, max_refresh_attempts=1)
         self._retrying = retrying
-
-    @property
-    def access_token(self) -> CachedAccessToken | None:
-        """The access token in use, for the next run; None when there is none worth keeping."""
-        token, expiry = self._credentials.token, self._credentials.expiry
-        return CachedAccessToken(token, expiry.replace(tzinfo=UTC)) if token and expiry else None
 
     def list_events(self, calendar_id: str, *, sync_token: str | None, page_token: str | None) -> EventsPage:
         """See `CalendarApi.list_events`."""

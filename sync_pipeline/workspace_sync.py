@@ -33,7 +33,7 @@ from sync_pipeline.errors import (
     ThrottledError,
     TransientError,
 )
-from sync_pipeline.google_calendar import CalendarEntry, CallCounter, GoogleConnection
+from sync_pipeline.google_calendar import CachedAccessToken, CalendarEntry, CallCounter, GoogleConnection
 from sync_pipeline.grants import UnreadableGrantError
 from sync_pipeline.health import Health
 from sync_pipeline.leases import CalendarLease, Claim, ListLease
@@ -153,6 +153,29 @@ def unreadable(workspace: Workspace, error: Exception) -> WorkspaceResult:
     return WorkspaceResult(workspace, Tally(), (Trouble(trouble.kind, str(trouble)),), (), None, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """A connection's access token in the database, read and written in a transaction each.
+
+    Not in those of the visit: calendars of one connection may be in work in several runs at once, and a visit may take
+    minutes.
+    """
+
+    services: Services
+    workspace: Workspace
+    grant: StoredGrant = field(repr=False)
+
+    def latest(self) -> CachedAccessToken | None:
+        """See `AccessTokenShelf.latest`."""
+        with self.services.router.writer(self.workspace.tenant_id) as connection:
+            return connections.kept_access_token(connection, self.workspace, self.grant, self.services.cipher)
+
+    def leave(self, token: CachedAccessToken) -> None:
+        """See `AccessTokenShelf.leave`."""
+        with self.services.router.writer(self.workspace.tenant_id) as connection:
+            connections.keep_access_token(connection, self.workspace, self.grant, token, self.services.cipher)
+
+
 class _Service:
     """The state of serving one workspace, in one thread."""
 
@@ -199,13 +222,7 @@ class _Service:
                 tracing.counted(Counter(self.tally.numbers()) - before)
 
     def close(self) -> Health | None:
-        """Write down calls, access tokens and health; an idle visit has nothing of it to write."""
-        fresh = {
-            connection_id: token
-            for connection_id, google in self._connected.items()
-            if (token := google.access_token) is not None
-            and token != self._grants[connection_id].access_token(self._services.cipher)
-        }
+        """Write down calls and health; an idle visit has nothing of it to write."""
         well = [
             connection_id
             for connection_id in self._connected
@@ -213,14 +230,10 @@ class _Service:
         ]
         # Full syncs may have opened a breaker.
         unremarkable = not (self.troubles or self.tally.changed or self.tally.full_syncs or not self._claim.is_healthy)
-        if unremarkable and not fresh and not well and self._counted == self.tally.calls:
+        if unremarkable and not well and self._counted == self.tally.calls:
             return "healthy"
         with self._services.router.writer(self._workspace.tenant_id) as connection:
             self._count_calls(connection)
-            for connection_id, token in fresh.items():
-                connections.keep_access_token(
-                    connection, self._workspace, self._grants[connection_id], token, self._services.cipher
-                )
             for connection_id in well:
                 connections.end_probation(connection, self._workspace, connection_id)
             return "healthy" if unremarkable else health.assess(connection, self._workspace, self.tally)
@@ -411,6 +424,7 @@ class _Service:
                 refresh_token,
                 calls=self.tally.calls,
                 access_token=grant.access_token(self._services.cipher),
+                shelf=_Shelf(self._services, self._workspace, grant),
                 gate=gate,
             )
         return self._connected[connection_id]

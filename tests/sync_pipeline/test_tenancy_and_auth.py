@@ -19,6 +19,7 @@ from sync_pipeline import tick
 from sync_pipeline.errors import TransientError
 from sync_pipeline.google_calendar import CALL_TIMEOUT_SECONDS, CalendarListPage, GoogleCalendar, GoogleConnection
 from sync_pipeline.services import Services
+from sync_pipeline.tick import TickResult
 from sync_pipeline.workspaces import Workspace
 from tests.sync_pipeline.conftest import Saas, Sleeps, differences
 from tests.sync_pipeline.scenes import Tick, connected, insert, kinds, make_due, meeting
@@ -27,6 +28,23 @@ from tests.sync_pipeline.scenes import Tick, connected, insert, kinds, make_due,
 def list_again(saas: Saas) -> None:
     """Let the time until the next list of calendars pass."""
     saas.execute("UPDATE sync.connection_state SET list_due_at = 'epoch', parked_until = NULL")
+
+
+class Between:
+    """A clock by whose side another run happens, as a whole, once the moment for it has come."""
+
+    def __init__(self, moment: Callable[[], bool], services: Services, run: Tick) -> None:
+        self._moment = moment
+        self._clock = services.clock
+        self._run = run
+        self._asked = threading.Lock()
+        self.results: list[TickResult] = []
+
+    def __call__(self) -> float:
+        with self._asked:
+            if not self.results and self._moment():
+                self.results.append(self._run())
+        return self._clock()
 
 
 @pytest.fixture
@@ -272,7 +290,7 @@ def test_a_token_that_is_refused_right_after_its_refresh_is_no_loop(
 def test_many_calendars_and_many_workers_that_find_an_expired_access_token_refresh_it_once(
     google: Simulator, saas: Saas, services: Services, tick_once: Tick
 ) -> None:
-    """Case 62. The calendars of one connection are one worker's, however many runs there are."""
+    """Case 62. Lists and calendars go to several runs: whatever is done is free for the next, and due."""
     connected(google, saas)
     for n in range(19):
         google.add_calendar("ann@example.com", f"C{n}")
@@ -284,6 +302,56 @@ def test_many_calendars_and_many_workers_that_find_an_expired_access_token_refre
     assert [kind for result in results for kind in kinds(result)] == []
     # Whether one run or several got work: those after the first find the token the first one kept.
     assert google.counts().count("oauth.token") == 1
+
+
+def test_a_run_that_takes_a_list_while_another_works_on_its_calendars_uses_the_token_that_one_got(
+    google: Simulator, saas: Saas, services: Services, tick_once: Tick, ann: tuple[Workspace, str]
+) -> None:
+    """Case 62, in the order in which two runs do it: the list is free again and due before the first visit ends."""
+    google.expire_access_tokens("ann@example.com")
+    second = Between(lambda: google.counts().count("oauth.token") == 1, services, tick_once)
+    assert kinds(tick.run_tick(replace(services, clock=second), run_id="first")) == []
+    (result,) = second.results
+    assert (kinds(result), result.tally.calls["calendarList.list", "200"]) == ([], 1), "the list was read twice"
+    assert google.counts().count("oauth.token") == 1
+
+
+@pytest.mark.parametrize(("lasts", "refreshes"), [("1 hour", 1), ("1 second", 2)], ids=["lasting", "about to end"])
+def test_a_run_that_read_its_grant_before_another_got_a_new_token_takes_that_one_while_it_lasts(
+    google: Simulator,
+    saas: Saas,
+    services: Services,
+    tick_once: Tick,
+    ann: tuple[Workspace, str],
+    lasts: str,
+    refreshes: int,
+) -> None:
+    """Case 62, with two calendars of a connection in two runs when its access token ends."""
+    _, calendar = ann
+    home = google.add_calendar("ann@example.com", "Home")
+    tick_once()
+    saas.execute("UPDATE sync.connection_state SET list_due_at = 'infinity'")
+    saas.execute("UPDATE sync.calendar_state SET due_at = 'infinity' WHERE calendar_id = %s", home)
+    google.expire_access_tokens("ann@example.com")
+    google.reset_counts()
+
+    def is_taken() -> bool:
+        if saas.calendar(calendar, "lease_until IS NULL") == (True,):
+            return False
+        saas.execute("UPDATE sync.calendar_state SET due_at = 'epoch' WHERE calendar_id = %s", home)
+        return True
+
+    def run_whole() -> TickResult:
+        result = tick_once()
+        saas.execute("UPDATE sync.connection_state SET access_token_expires_at = now() + %s::interval", lasts)
+        return result
+
+    second = Between(is_taken, services, run_whole)
+    result = tick.run_tick(replace(services, clock=second), run_id="first")
+    assert [(kinds(one), one.tally.calendars_synced) for one in (result, *second.results)] == [([], 1), ([], 1)]
+    counts = google.counts()
+    assert counts.count("events.list", status=401) == 2, "both found it expired"
+    assert counts.count("oauth.token") == refreshes
 
 
 def test_missing_permission_waits_for_a_human_and_too_many_calls_only_for_time(
