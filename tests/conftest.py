@@ -5,8 +5,8 @@ they end with the session's controller, however it ends.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -17,7 +17,7 @@ from devstack import aws as aws_server
 from devstack import otlp, servers
 from devstack.aws import Aws
 from devstack.otlp import Collector
-from devstack.processes import VAR, Supervisor
+from devstack.processes import Supervisor
 from devstack.servers import Bucket, Database, Servers
 from scaling import tracing
 from scaling.settings import (
@@ -29,6 +29,7 @@ from scaling.settings import (
     ScalingSettings,
     SyncSettings,
 )
+from tests import places
 
 CONTROLLER = "devstack_controller"
 
@@ -42,20 +43,27 @@ def _controller(config: pytest.Config) -> int:
     return int(getattr(config, "workerinput", {}).get(CONTROLLER, os.getpid()))
 
 
-def _directory(controller: int) -> Path:
-    return VAR / "test" / str(controller)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let temporary files lie beside the servers."""
+    if _controller(config) == os.getpid():
+        places.remove_what_the_dead_left()
+        mine = places.of_session(os.getpid())
+        mine.mkdir(parents=True, mode=0o700)
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(mine))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _controller(config) == os.getpid():
-        servers.leave(_directory(os.getpid()))
+        mine = places.of_session(os.getpid())
+        servers.leave(mine)
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def running_servers(pytestconfig: pytest.Config) -> Servers:
     """Postgres and S3 of this session."""
     controller = _controller(pytestconfig)
-    return servers.join(_directory(controller), controller)
+    return servers.join(places.of_session(controller), controller)
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,11 @@ from archive_pipeline.months import Month
 from archive_pipeline.premade_months import findings, months_left, partitions_of, premake
 from archive_pipeline.snapshot import SourceTable, digest_of
 from devstack import postgres, saas, servers
-from devstack.processes import VAR, Supervisor
+from devstack.processes import Supervisor
 from devstack.servers import Database, Servers
 from scaling import migrate
 from scaling.databases import Connection
+from tests import places
 from tests.archive_pipeline.conftest import JANUARY, Room
 from tests.archive_pipeline.partitioned import AUTO, convert, detached, leave_detach_pending
 
@@ -61,7 +62,7 @@ def servers_of_version(request: pytest.FixtureRequest, running_servers: Servers)
     binaries = BINARIES[version]()
     if not (binaries / "postgres").exists():
         pytest.skip(f"PostgreSQL {version} is not installed in {binaries}")
-    directory = VAR / "test" / f"{os.getpid()}-postgres-{version}"
+    directory = places.directory() / f"{os.getpid()}-postgres-{version}"
     try:
         with Supervisor(directory) as supervisor:
             server = postgres.start(supervisor, disposable=True, binaries=binaries)

@@ -18,11 +18,11 @@ from archive_pipeline.months import Month
 from archive_pipeline.snapshot import caught_up_replica, require_closed
 from devstack import saas, servers
 from devstack.postgres import Postgres
-from devstack.processes import VAR
 from devstack.servers import Database, Servers
 from scaling import migrate
 from scaling.databases import Lsn, Shard
 from scaling.errors import UserError
+from tests import places
 from tests.archive_pipeline import standby
 from tests.archive_pipeline.conftest import JANUARY, Room
 from tests.archive_pipeline.standby import Pair
@@ -33,7 +33,7 @@ ROWS = 300
 
 @pytest.fixture(scope="session")
 def shared_pair() -> Iterator[Pair]:
-    with standby.running(VAR / "test" / f"{os.getpid()}-replica") as pair:
+    with standby.running(places.directory() / f"{os.getpid()}-replica") as pair:
         prepare(pair.primary)
         yield pair
 
@@ -53,7 +53,7 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
 @pytest.fixture
 def other_pair() -> Iterator[Pair]:
     """Two servers that the test may ruin."""
-    with standby.running(VAR / "test" / f"{os.getpid()}-other-replica") as pair:
+    with standby.running(places.directory() / f"{os.getpid()}-other-replica") as pair:
         prepare(pair.primary)
         pair.wait_for_replay()
         yield pair
