@@ -21,7 +21,6 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import theilslopes
 
 from scaling.samples import Sample
 from scaling.thresholds import Compare
@@ -192,7 +191,7 @@ def _line(figures: Sequence[Figure], task: _Task) -> Forecast:
         return replace(_none(reason), since=since)
     y = y - _weekdays(np.array([day.weekday() for day in days]), x, y)
 
-    slope, _, low, high = (float(each) for each in theilslopes(y, x, CONFIDENCE))
+    slope, _, low, high = _theil_sen(x, y)
     level = float(np.median(y - slope * x))
     rest = y - level - slope * x
     doubt = _resemblance(rest)
@@ -278,6 +277,14 @@ def _largest_step(x: Floats, y: Floats) -> int | None:
     return None if best is None else best[1]
 
 
+def _theil_sen(x: Floats, y: Floats) -> tuple[float, float, float, float]:
+    """Slope and intercept, and between which slopes the true one lies."""
+    from scipy.stats import theilslopes  # 0.5 s to import, and most commands forecast nothing
+
+    slope, intercept, low, high = theilslopes(y, x, CONFIDENCE)
+    return float(slope), float(intercept), float(low), float(high)
+
+
 def _scatter(values: Floats) -> float:
     """The standard deviation, by a median that outliers do not move."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
@@ -287,7 +294,7 @@ def _weekdays(weekday: npt.NDArray[np.int64], x: Floats, y: Floats) -> Floats:
     """What the weekday of each adds, by the median of its distance to the line; nothing before there are four weeks."""
     if len(x) < 4 * WEEK:
         return np.zeros_like(y)
-    rest = y - float(theilslopes(y, x)[0]) * x
+    rest = y - _theil_sen(x, y)[0] * x
     rest = rest - np.median(rest)
     adds = np.array([np.median(rest[weekday == day]) if np.any(weekday == day) else 0.0 for day in range(WEEK)])
     picked: Floats = (adds - np.mean(adds))[weekday]
