@@ -171,6 +171,7 @@ def dagster_storage(server: Postgres, directory: Path) -> Iterator[tuple[dg.Dags
         with dg.instance_for_test(
             overrides={"storage": {"postgres": {"postgres_db": storage}}}, temp_dir=str(directory)
         ) as instance:
+            instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
             yield (
                 instance,
                 DagsterStorageSettings(

@@ -259,5 +259,7 @@ def instance(running_servers: Servers, tmp_path_factory: pytest.TempPathFactory)
         overrides={"storage": {"postgres": {"postgres_db": storage}}},
         temp_dir=str(tmp_path_factory.mktemp("dagster")),
     ) as made:
+        # As the webserver does: connections are kept. A run of a test writes its events in half the time so.
+        made.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
         yield made
     server.drop_database(name)
