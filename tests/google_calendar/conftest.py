@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from devstack.google_calendar import Simulator, run_simulator
+from tests import clients
 
 ANA, BEN = "user-001@example.com", "user-002@example.com"
 AT_TEN = {
@@ -129,7 +130,7 @@ def simulator(simulator_process: Simulator) -> Simulator:
 @pytest.fixture
 def api(simulator: Simulator) -> Iterator[Api]:
     """The first user at her empty primary calendar."""
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with clients.client(trust_env=False, timeout=30) as http:
         yield Api(simulator, ANA, http)
 
 

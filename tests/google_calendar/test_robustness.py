@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devstack.google_calendar import Simulator
+from tests import clients
 from tests.google_calendar.conftest import AT_TEN, WEEKLY, Api
 
 _scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=8)
@@ -74,7 +75,7 @@ def test_no_query_makes_the_server_fail(api: Api, params: dict[str, Any]) -> Non
 def test_every_event_of_the_demo_world_can_be_listed_in_every_way(simulator_process: Simulator) -> None:
     simulator_process.reset(profile="demo", settings={"quota_user_per_minute": 0, "quota_project_per_minute": 0})
     nasty = next(c for c in simulator_process.calendars() if c.note == "nasty_values")
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with clients.client(trust_env=False, timeout=30) as http:
         api = Api(simulator_process, nasty.owner, http, nasty.id)
         plain, _ = api.sync(showDeleted="true")
         assert len([item for item in plain if item["status"] != "cancelled"]) == nasty.events

@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
-
 from devstack.metrics_apis import Figures, MetricsApis
 from scaling.databases import DatabaseRouter, Shard
 from scaling.samples import Sample
 from scaling.settings import ScalingSettings
 from scaling.sources import Reach, Source
+from tests import clients
 
 NOW = datetime(2026, 11, 18, 13, 7, 30, tzinfo=UTC)
 """A Wednesday afternoon in the middle of a month."""
@@ -36,7 +35,7 @@ def settings(environment: dict[str, str], **others: Any) -> ScalingSettings:
 @contextmanager
 def reaching(served: MetricsApis | None, now: datetime = NOW, **others: Any) -> Iterator[Reach]:
     """A reach whose databases are nowhere: a source of HTTP has no business with them."""
-    with httpx.Client() as client, DatabaseRouter(Shard("main", "postgresql://127.0.0.1:1/none")) as router:
+    with clients.client() as client, DatabaseRouter(Shard("main", "postgresql://127.0.0.1:1/none")) as router:
         yield Reach(router, client, settings(served.environment() if served else {}, **others), now)
 
 

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import httpx
 import psycopg
 import pytest
 
@@ -21,6 +20,7 @@ from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
 from scaling.sources import Reach
 from scaling.sources.derived import Derived
 from scaling.thresholds import Rearm
+from tests import clients
 from tests.archive_pipeline.partitioned import convert
 from tests.scaling.measuring import settings
 
@@ -43,7 +43,7 @@ def admin(database: Database) -> Iterator[Connection]:
 @pytest.fixture
 def reach(database: Database) -> Iterator[Reach]:
     shard = Shard("main", database.dsn, owner_dsn=database.owner_dsn)
-    with httpx.Client() as client, DatabaseRouter(shard) as router:
+    with clients.client() as client, DatabaseRouter(shard) as router:
         yield Reach(router, client, settings({}), NOW)
 
 

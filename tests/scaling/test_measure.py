@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import psycopg
 import pytest
 
@@ -24,6 +23,7 @@ from scaling.sources.derived import AiCostRatio, CallsGap, Known, Ratio, SourceH
 from scaling.sources.sql import SqlSource
 from scaling.thresholds import Compare, Fired, Rule
 from scaling.units import Unit
+from tests import clients
 from tests.scaling.measuring import NOW, settings
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -56,7 +56,7 @@ def metric(name: str, source: object, *, every: timedelta = HOUR, threshold: flo
 
 @pytest.fixture
 def reach(database: Database) -> Iterator[Reach]:
-    with httpx.Client() as client, DatabaseRouter(Shard("main", database.dsn)) as router:
+    with clients.client() as client, DatabaseRouter(Shard("main", database.dsn)) as router:
         yield Reach(router, client, settings({}), NOW)
 
 

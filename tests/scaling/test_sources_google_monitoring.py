@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -29,6 +28,7 @@ from scaling import tracing
 from scaling.samples import Sample, Status
 from scaling.sources import Reach
 from scaling.sources.google_monitoring import GoogleCalendarCalls
+from tests import clients
 from tests.scaling.measuring import NOW, one, reaching, renewed, settings
 
 FIRST = datetime(2026, 11, 1, tzinfo=UTC)
@@ -356,7 +356,7 @@ def test_no_key_or_token_reaches_a_sample_or_a_log(
 
 def test_redirects_are_not_followed_by_a_client_that_would(apis: MetricsApis) -> None:
     apis.faults.append(Fault(status=302, headers={"Location": f"{apis.url}/elsewhere"}))
-    with reaching(apis) as reach, httpx.Client(follow_redirects=True) as eager:
+    with reaching(apis) as reach, clients.client(follow_redirects=True) as eager:
         (sample,) = CALLS.read("a_metric", Reach(reach.router, eager, reach.settings, reach.now))
     assert sample.status is Status.ERROR
     assert len(apis.requests) == 1

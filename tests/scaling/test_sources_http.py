@@ -20,6 +20,7 @@ from scaling.sources.prometheus import PrometheusQuery, PrometheusScrape
 from scaling.sources.supabase import SupabaseDisk, SupabasePlan, SupabasePooler
 from scaling.sources.upstash import UpstashStats
 from scaling.sources.vercel import VercelBilling, VercelMetrics
+from tests import clients
 from tests.scaling.measuring import NOW, one, reaching, renewed
 
 SOURCES: dict[str, tuple[Source, set[str]]] = {
@@ -177,7 +178,7 @@ def test_a_redirect_is_not_followed(source: Source, apis: MetricsApis) -> None:
 
 def test_a_redirect_is_not_followed_by_a_client_that_would(apis: MetricsApis) -> None:
     apis.faults.append(Fault(status=302, headers={"Location": f"{apis.url}/elsewhere"}))
-    with reaching(apis) as reach, httpx.Client(follow_redirects=True) as eager:
+    with reaching(apis) as reach, clients.client(follow_redirects=True) as eager:
         (sample,) = SupabasePlan().read("a_metric", Reach(reach.router, eager, reach.settings, reach.now))
     assert sample.status is Status.ERROR
     assert len(apis.requests) == 1

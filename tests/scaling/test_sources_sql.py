@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 
@@ -16,6 +15,7 @@ from scaling.databases import DatabaseRouter, Shard
 from scaling.samples import Sample, Status, history, record
 from scaling.sources import Reach
 from scaling.sources.sql import MOST_CHARACTERS, Across, SqlSource
+from tests import clients
 from tests.scaling.measuring import NOW, settings
 
 SECRET = "hunter2"
@@ -102,7 +102,7 @@ def two(databases: tuple[Database, Database]) -> Iterator[tuple[Shard, Shard]]:
 
 
 def ask(source: SqlSource, *shards: Shard, **others: Any) -> tuple[Sample, ...]:
-    with httpx.Client() as client:
+    with clients.client() as client:
         samples = source.read("a_metric", Reach(Shards(*shards), client, settings({}, **others), NOW))
     for sample in samples:
         assert (sample.metric, sample.at) == ("a_metric", NOW)
@@ -650,7 +650,7 @@ def test_figures_of_two_months_are_never_put_together(
 def test_the_moment_of_the_measurement_decides_the_month_on_every_shard(two: tuple[Shard, Shard]) -> None:
     query = "SELECT 1 AS value, to_char(%(now)s::timestamptz, 'YYYY-MM') AS period"
     moment = datetime(2026, 11, 30, 23, 59, 59, 999999, UTC)
-    with httpx.Client() as client:
+    with clients.client() as client:
         (sample,) = SqlSource(query).read("a_metric", Reach(Shards(*two), client, settings({}), moment))
     assert (sample.value, sample.period) == (2.0, "2026-11")
 
