@@ -16,7 +16,7 @@ MEMORY = Path("/dev/shm")
 VARIABLE = "TESTS_DIRECTORY"
 """Names another place; workers of a session inherit from it what its controller chose."""
 ENOUGH_BYTES = 6 * 2**30
-"""A session of two workers takes up to 2 GB, beside what its processes take."""
+"""The shared servers take 0.1 GB; some tests start their own beside them, and a write-ahead log may grow to 4 GB."""
 
 
 def directory() -> Path:
