@@ -307,8 +307,8 @@ def test_an_action_that_is_no_switch_is_said_to_have_acted(database: Database, r
     execute(
         database,
         "INSERT INTO scaling.episodes (rule, dims, episode_no, rule_version, capability, state, value, threshold,"
-        " fired_at, approved_by, approved_at) VALUES ('audit_logs_bytes', '', 1, '1', 'audit_log_partitioning', 'acted',"
-        " 2, 1, %s, 'Ada', now())",
+        " fired_at, approved_by, approved_at)"
+        " VALUES ('audit_logs_bytes', '', 1, '1', 'audit_log_partitioning', 'acted', 2, 1, %s, 'Ada', now())",
         NOW,
     )
     said = text(report_page.render(reading()))
