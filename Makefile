@@ -43,11 +43,11 @@ report: install  ## one HTML page from the database: is anything wrong, and how 
 
 .PHONY: test
 test: install  ## the whole test suite
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow and not browser' $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow' $(ARGS)
 
 .PHONY: test-long
 test-long: install  ## the long crash and property trials as well
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not browser' --timeout 1800 $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --timeout 1800 $(ARGS)
 
 .PHONY: lint
 lint: install  ## ruff, mypy --strict, import rules

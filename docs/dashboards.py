@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psycopg
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
+from devstack.browser import chromium
 from devstack.processes import VAR
-from docs.screenshots import FLAGS, IMAGES, chromium
+from docs.screenshots import IMAGES
 from observability.dashboards import BOARDS
 from observability.preview.__main__ import main as write_pages
 from scaling.errors import UserError, run_command
@@ -62,8 +62,7 @@ def pictures(out: Path, into: Path, theme: str) -> None:
     """
     into.mkdir(parents=True, exist_ok=True)
     errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": WIDTH, "height": 1000})
         page.on("pageerror", lambda error: errors.append(str(error)))
         for board in BOARDS:
@@ -73,7 +72,6 @@ def pictures(out: Path, into: Path, theme: str) -> None:
             picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
             target = into / f"grafana-{board.uid.removeprefix('pipeline-')}.png"
             picture.quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
-        browser.close()
     if errors:
         raise UserError(f"a page has an error: {errors[0]}")
 

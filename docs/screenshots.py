@@ -1,18 +1,22 @@
-"""Pictures of the Dagster UI for the README: ``make screenshots`` while ``make up`` (or a demo) runs.
+"""Pictures of the Dagster UI and of the report for the README: ``make screenshots`` while ``make up`` runs.
 
 Belongs here: which pages, and waiting until a page is drawn. Does not: anything a test asserts.
-Needs a Chromium on the PATH; Playwright brings none here, it drives the one that is installed.
+Needs a Chromium on the PATH.
 """
 
 import argparse
 import re
-import shutil
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
+from devstack.browser import chromium
 from devstack.dagster_ui import DagsterUi
+from devstack.processes import VAR
 from scaling.errors import UserError, run_command
 
 IMAGES = Path(__file__).parent / "images"
@@ -20,20 +24,10 @@ QUIET_MILLISECONDS = 3000
 """The UI keeps a socket open, so no page is ever idle; its drawing ends about a second after the last answer."""
 
 LOADED_MILLISECONDS = 30_000
-# --no-sandbox: Chromium refuses its sandbox to root, and only this machine's own pages are opened.
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
-def chromium() -> str:
-    """Find the browser.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        raise UserError("no Chromium is on the PATH; install the package chromium of your system")
-    return found
+REPORTS: Sequence[tuple[str, Literal["light", "dark"], ViewportSize]] = (
+    ("report", "light", {"width": 1280, "height": 1180}),
+    ("report-phone", "dark", {"width": 390, "height": 844}),
+)
 
 
 def pages(ui: DagsterUi) -> dict[str, str]:
@@ -88,6 +82,36 @@ def take(page: Page, url: str, path: str, target: Path) -> None:
     page.screenshot(path=target)
 
 
+def report_address() -> str:
+    """Find where the running stack serves the page of all figures.
+
+    Raises:
+        UserError: no stack of this checkout runs.
+    """
+    environment = VAR / "up" / "environment"
+    lines = environment.read_text().splitlines() if environment.exists() else []
+    for line in lines:
+        name, _, value = line.partition("=")
+        if name == "SCALING_REPORT_URL":
+            return shlex.split(value)[0]
+    raise UserError("the page of all figures is not served; start: make up")
+
+
+def take_report(browser: Browser, address: str, into: Path) -> None:
+    """Save the page as it is on a desk and, in dark, on a phone.
+
+    Args:
+        browser: that is running.
+        address: of the page.
+        into: directory of the pictures.
+    """
+    for name, scheme, size in REPORTS:
+        page = browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=2 if name != "report" else 1)
+        page.goto(address)
+        page.screenshot(path=into / f"{name}.png")
+        page.close()
+
+
 def main() -> int:
     """Take every picture.
 
@@ -102,12 +126,11 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=IMAGES, help="directory of the pictures")
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
-    with DagsterUi(arguments.url) as ui, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+    with DagsterUi(arguments.url) as ui, chromium() as browser:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         for name, path in pages(ui).items():
             take(page, arguments.url, path, arguments.into / f"{name}.png")
-        browser.close()
+        take_report(browser, report_address(), arguments.into)
     return 0
 
 

@@ -7,21 +7,25 @@ they end with the session's controller, however it ends.
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, cast
 from uuid import uuid4
 
 import botocore.loaders
 import psycopg
 import pytest
+from playwright.sync_api import Browser
 from psycopg import sql
 
 from devstack import aws as aws_server
 from devstack import otlp, servers
 from devstack.aws import Aws
+from devstack.browser import chromium
 from devstack.otlp import Collector
 from devstack.processes import Supervisor
 from devstack.servers import Bucket, Database, Servers
 from scaling import tracing
+from scaling.errors import UserError
 from scaling.settings import (
     AlertSettings,
     ArchiveSettings,
@@ -172,3 +176,14 @@ def definitions_load_alone() -> Iterator[None]:
 
     with set_defs_state_storage(None):
         yield
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """The Chromium of this machine; the test is skipped where there is none."""
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(chromium())
+        except UserError as missing:
+            pytest.skip(str(missing))
+        yield started

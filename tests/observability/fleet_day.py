@@ -71,6 +71,7 @@ UPDATE sync.calendar_state SET breaker_until = NULL;
 UPDATE archive.months SET rows = 1400000 + 100000 * extract(month FROM month)::int,
     bytes = 48000000 + 3100000 * extract(month FROM month)::bigint, late_rows = late_rows * 40,
     source_rows = rows + CASE WHEN source_rows > rows THEN 7 ELSE 0 END WHERE rows IS NOT NULL;
+UPDATE archive.audits SET findings = 0;
 UPDATE archive.months SET source_rows = rows + CASE WHEN source_rows = 1007 THEN 320 ELSE 0 END;
 INSERT INTO archive.uploads (key, source_table, shard, month, epoch, sha256, bytes, recorded_at)
 SELECT 'part-' || n, source_table, shard, month, 1, 'sha', 1, now() - interval '1 day'
@@ -327,6 +328,11 @@ def _share(bound: float, median: float) -> float:
 def _archive(admin: Connection, seconds: int, step: int) -> None:
     if seconds // step == 3 * 3600 // step:
         _execute(admin, OF_THREE_O_CLOCK, {})
+    if seconds // step == 4 * 3600 // step:
+        admin.execute(
+            "INSERT INTO archive.audits (source_table, shard, ended_at, deep, links, months, findings)"
+            " VALUES ('public.audit_logs', 'main', now(), false, 12, 12, 0)"
+        )
     if seconds // step == 11 * 3600 // step:
         admin.execute(
             "UPDATE archive.months SET erased_rows = 240, rows = rows - 240, source_rows = source_rows - 240"

@@ -1,10 +1,10 @@
 """The preview: asks as Grafana asks, and its pages draw every panel with data and without an error."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from observability.dashboards import BOARDS
 from observability.preview import page
@@ -60,29 +60,24 @@ def test_a_prometheus_that_does_not_answer_is_named(tmp_path: Path) -> None:
         main(["--prometheus", "http://127.0.0.1:9", "--out", str(tmp_path)])
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["dark", "light"])
-def test_every_panel_is_drawn_with_data_and_without_an_error(theme: str, drawn: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_every_panel_is_drawn_with_data_and_without_an_error(theme: str, drawn: Path, browser: Browser) -> None:
     errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1600, "height": 900})
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        for board in BOARDS:
-            tab.goto(f"{(drawn / board.uid).as_uri()}.html?theme={theme}")
-            tab.wait_for_selector("body[data-drawn]", state="attached")
-            assert tab.locator("h1").inner_text() == board.title
-            titles = [panel.title for _, panels in board.rows for panel in panels]
-            assert [tab.get_by_text(title, exact=True).count() for title in titles] == [1] * len(titles)
-            assert tab.locator("[data-empty]").all_inner_texts() == []
-            assert tab.locator("canvas").count() > 0
-        browser.close()
+    tab = browser.new_page(viewport={"width": 1600, "height": 900})
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    for board in BOARDS:
+        tab.goto(f"{(drawn / board.uid).as_uri()}.html?theme={theme}")
+        tab.wait_for_selector("body[data-drawn]", state="attached")
+        assert tab.locator("h1").inner_text() == board.title
+        titles = [panel.title for _, panels in board.rows for panel in panels]
+        assert [tab.get_by_text(title, exact=True).count() for title in titles] == [1] * len(titles)
+        assert tab.locator("[data-empty]").all_inner_texts() == []
+        assert tab.locator("canvas").count() > 0
     assert errors == []
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_grafanas_types_take_the_application(drawn: Path) -> None:
     done = subprocess.run(
         [

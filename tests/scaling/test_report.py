@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import psycopg
 import pytest
 from justhtml import JustHTML
+from playwright.sync_api import Browser
 
 from devstack.servers import Database
 from scaling import report, report_charts, report_page
@@ -30,7 +31,6 @@ from tests.scaling import seeded
 NOW = datetime(2026, 11, 18, 13, 7, 30, tzinfo=UTC)
 HOSTILE = "<script>alert('x')</script>\"><img src=https://evil.example/a.png onerror=alert(1)> {{ 7 * 7 }} & ' ]]>"
 MOST_BYTES = 3_000_000
-CHROMIUM = "/usr/bin/chromium"
 
 pytestmark = pytest.mark.usefixtures("definitions_load_alone")
 
@@ -370,27 +370,26 @@ def test_the_asset_writes_the_page_and_links_it_where_it_is_served(
     assert materialization.metadata["bytes"].value == target.stat().st_size
 
 
-@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_phone_scrolls_sideways_and_text_is_told_from_its_ground(
-    scheme: str, database: Database, reading: Callable[..., Report], tmp_path: Path
+    scheme: Literal["light", "dark"],
+    browser: Browser,
+    database: Database,
+    reading: Callable[..., Report],
+    tmp_path: Path,
 ) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
     seeded.everything(database.admin_dsn, NOW, workspaces=500, days=60)
     target = tmp_path / "page.html"
     report_page.write(report_page.render(reading()), target)
     asked: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(target.as_uri())
-        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-        for width in (360, 768, 1280):
-            page.set_viewport_size({"width": width, "height": 740})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        contrasts = page.evaluate(CONTRASTS)
-        browser.close()
+    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(target.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    for width in (360, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    contrasts = page.evaluate(CONTRASTS)
     assert asked == [target.as_uri()]
     assert min(contrasts.values()) >= 4.5, contrasts
 
