@@ -53,16 +53,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let temporary files lie beside the servers."""
     if _controller(config) == os.getpid():
         places.remove_what_the_dead_left()
-        mine = places.of_session(os.getpid())
-        mine.mkdir(parents=True, mode=0o700)
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(mine))
+        places.of_session(os.getpid()).mkdir(parents=True, mode=0o700)
+        temporary = places.of_temporary_files(os.getpid())
+        temporary.mkdir()
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _controller(config) == os.getpid():
-        mine = places.of_session(os.getpid())
-        servers.leave(mine)
-        shutil.rmtree(mine, ignore_errors=True)
+        servers.leave(places.of_servers(os.getpid()))
+        shutil.rmtree(places.of_session(os.getpid()), ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,7 +83,7 @@ def _aws_models_are_read_once() -> Iterator[None]:
 def running_servers(pytestconfig: pytest.Config) -> Servers:
     """Postgres and S3 of this session."""
     controller = _controller(pytestconfig)
-    return servers.join(places.of_session(controller), controller)
+    return servers.join(places.of_servers(controller), controller)
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,16 @@ def of_session(controller: int) -> Path:
     return directory() / str(controller)
 
 
+def of_servers(controller: int) -> Path:
+    """Where the servers of a session are, apart from all else: who starts and stops them kills whatever lies below."""
+    return of_session(controller) / "servers"
+
+
+def of_temporary_files(controller: int) -> Path:
+    """Where the temporary files of a session are."""
+    return of_session(controller) / "temporary"
+
+
 def remove_what_the_dead_left() -> None:
     """Remove the directories of sessions that were killed before they could."""
     for left in directory().glob("[0-9]*"):

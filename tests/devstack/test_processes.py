@@ -13,7 +13,9 @@ import pytest
 
 from devstack import processes
 from devstack.processes import CHECKOUT, MARKER, ProcessFailedError, Supervisor, processes_of, wait_until
+from devstack.servers import Servers
 from scaling.errors import UserError
+from tests import places
 
 # A server that starts a helper in a session of its own, as Dagster starts run workers, and then says so.
 SERVER = """
@@ -33,6 +35,14 @@ with Supervisor(directory) as supervisor:
     (directory / "owner_ready").touch()
     supervisor.wait()
 """
+
+
+def test_who_starts_the_shared_servers_ends_nothing_that_a_test_has_started(
+    running_servers: Servers, tmp_path: Path
+) -> None:
+    shared = list(places.directory().glob("*/servers"))
+    assert shared
+    assert not [directory for directory in shared if tmp_path.is_relative_to(directory)]
 
 
 @contextlib.contextmanager
