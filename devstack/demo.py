@@ -1,7 +1,7 @@
 """`python -m devstack.demo`: the main job from start to end, in front of your eyes, driven by Dagster.
 
-Belongs here: the order of events, what is checked, the table and `summary.json` at the end. Every number is read
-from where it is stored: the pipelines' tables, the bucket, Dagster. Does not: anything the pipelines do.
+Belongs here: the order of events. Does not: the numbers at the end and their check (`devstack.demo_summary`), anything
+the pipelines do.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from typing import Any
 
 import psycopg
 from rich.console import Console
-from rich.table import Table
 
 from devstack import edits, history, stack
 from devstack.dagster_ui import DagsterUi, Run
+from devstack.demo_summary import Seen, Summary, Tick, check, number, patients, show, summarise
 from devstack.processes import CHECKOUT, VAR, Supervisor, wait_until
 from devstack.stack import Stack
 from scaling import capabilities, episodes
@@ -36,6 +36,7 @@ from scaling.settings import ArchiveSourceSettings, SyncScheduleSettings
 from scaling.units import shown
 
 DIRECTORY = VAR / "demo"
+REPORT = "report.html"
 CALENDARS_EDITED = 20
 SECONDS_BETWEEN_WRITES = 0.005
 PLAN_WIDTH = 130
@@ -58,47 +59,6 @@ QUERY = (
     "SELECT action, count(*) AS rows, count(DISTINCT tenant_id) AS tenants, sum(count(*)) OVER ()::bigint AS total"
     " FROM audit_logs GROUP BY action ORDER BY rows DESC"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What the demo did, in numbers."""
-
-    thresholds_fired: int
-    capabilities_active: int
-    api_calls_before: int
-    """Of a tick that reads every calendar, before incremental sync."""
-    api_calls_after: int
-    """Of the tick that reads what was edited since, in all calendars."""
-    workspaces: int
-    calendars: int
-    events_synced: int
-    events_quarantined: int
-    api_calls: int
-    calendars_edited: int
-    calendars_equal_to_google: int
-    partitions: int
-    rows_written_during_conversion: int
-    writes_failed_during_conversion: int
-    months_archived: int
-    rows_archived: int
-    rows_verified: int
-    postgres_rows: int
-    parquet_bytes: int
-    chain_links_verified: int
-    query_rows: int
-    dagster_runs: int
-    dagster_runs_failed: int
-    duration_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Patient:
-    """A workspace that needs a human."""
-
-    workspace: str
-    accounts: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,45 +240,32 @@ def run(directory: Path, console: Console) -> Summary:
             links = _audit(ui, upkeep)
             found.add(f"{links} links, each signed, names the one before it and a manifest whose objects are all there")
 
-        summary = _summarise(
-            running,
-            ui,
-            writer,
-            before=before,
-            after=after,
-            edited=len(edited),
-            equal=equal,
-            links=links,
-            total=answer[0]["total"],
-            started=started,
+        seen = Seen(
+            before,
+            after,
+            len(edited),
+            equal,
+            writer.written,
+            writer.failed,
+            links,
+            answer[0]["total"],
         )
-        patients = _patients(running)
+        summary = summarise(running, ui, seen, seconds=time.monotonic() - started)
+        waiting = patients(running)
+        with say.step("Put everything on one page: python -m scaling report"):
+            _command(running, "scaling", "report", "--out", str(directory / REPORT))
         with say.step("Stop everything"):
             opened.close()
-    _print(console, summary, patients, answer)
-    check(summary, patients, months)
+    show(console, summary, waiting, answer)
+    check(summary, waiting, months)
     return summary
 
 
 def _saas_in_numbers(running: Stack) -> list[str]:
     with psycopg.connect(running.database.admin_dsn) as connection:
-        rows = _number(connection, "SELECT count(*) FROM public.audit_logs")
-        workspaces = _number(connection, "SELECT count(*) FROM public.workspaces")
+        rows = number(connection, "SELECT count(*) FROM public.audit_logs")
+        workspaces = number(connection, "SELECT count(*) FROM public.workspaces")
     return [f"{workspaces} workspaces", f"{len(running.google.users)} Google accounts", f"{rows:,} audit logs"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """What one run of the sync did."""
-
-    workspaces: int
-    full: int
-    incremental: int
-    written: int
-    deleted: int
-    api_calls: int
-    seconds: float
-    is_red: bool
 
 
 def _tick(running: Stack, ui: DagsterUi) -> Tick:
@@ -405,7 +352,7 @@ def _wait_for_conversion(running: Stack) -> Acted:
 
 def _notified(running: Stack) -> int:
     with psycopg.connect(running.database.dsn) as connection:
-        return _number(connection, "SELECT count(*) FROM sync.calendar_state WHERE notified_at > last_started_at")
+        return number(connection, "SELECT count(*) FROM sync.calendar_state WHERE notified_at > last_started_at")
 
 
 def _wait_for_months(
@@ -422,7 +369,7 @@ def _wait_for_months(
             if run.status in {"FAILURE", "CANCELED"}:
                 raise UserError(f"Archiving past months ended as {run.status}: {ui.failure(run.id)}")
         with psycopg.connect(running.database.dsn) as connection:
-            done = _number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'")
+            done = number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'")
         progress(f"{done} of {len(months)}")
         return done == len(months) and all(run.status == "SUCCESS" for run in launched)
 
@@ -457,166 +404,6 @@ def _query(running: Stack) -> list[dict[str, int]]:
     return [json.loads(line) for line in answer.splitlines()]
 
 
-def _summarise(
-    running: Stack,
-    ui: DagsterUi,
-    writer: Writer,
-    *,
-    before: Tick,
-    after: Tick,
-    edited: int,
-    equal: int,
-    links: int,
-    total: int,
-    started: float,
-) -> Summary:
-    verified = ui.numbers("audit_log_archive").values()
-    counts = ui.run_counts()
-    objects = running.bucket.server.client().get_paginator("list_objects_v2")
-    with psycopg.connect(running.database.dsn) as connection:
-        return Summary(
-            thresholds_fired=_number(connection, "SELECT count(*) FROM scaling.episodes"),
-            capabilities_active=len(capabilities.switched(connection)),
-            api_calls_before=before.api_calls,
-            api_calls_after=after.api_calls,
-            workspaces=_number(
-                connection, "SELECT count(*) FROM sync.workspace_state WHERE last_served_at IS NOT NULL"
-            ),
-            calendars=_number(connection, "SELECT count(*) FROM sync.calendar_state WHERE deleted_at IS NULL"),
-            events_synced=_number(connection, "SELECT count(*) FROM sync.calendar_events"),
-            events_quarantined=_number(connection, "SELECT count(*) FROM sync.quarantine"),
-            api_calls=_number(connection, "SELECT sum(api_calls) FROM sync.runs"),
-            calendars_edited=edited,
-            calendars_equal_to_google=equal,
-            partitions=_number(
-                connection, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'public.audit_logs'::regclass"
-            ),
-            rows_written_during_conversion=writer.written,
-            writes_failed_during_conversion=writer.failed,
-            months_archived=_number(connection, "SELECT count(*) FROM archive.months WHERE state = 'archived'"),
-            rows_archived=_number(connection, "SELECT sum(rows) FROM archive.months WHERE state = 'archived'"),
-            rows_verified=int(sum(numbers["rows_verified"] for numbers in verified)),
-            postgres_rows=_number(
-                connection,
-                "SELECT count(*) FROM public.audit_logs WHERE created_at < (SELECT max(to_at) FROM archive.months)",
-            ),
-            parquet_bytes=sum(
-                content["Size"]
-                for page in objects.paginate(Bucket=running.bucket.name)
-                for content in page.get("Contents", [])
-                if content["Key"].endswith(".parquet")
-            ),
-            chain_links_verified=links,
-            query_rows=total,
-            dagster_runs=counts.total(),
-            dagster_runs_failed=counts["FAILURE"],
-            duration_s=round(time.monotonic() - started, 1),
-        )
-
-
-def _patients(running: Stack) -> list[Patient]:
-    with psycopg.connect(running.database.dsn) as connection:
-        return [
-            Patient(f"{tenant}:{workspace}", accounts, reason)
-            for tenant, workspace, accounts, reason in connection.execute(
-                "SELECT s.tenant_id, s.workspace_id, string_agg(c.google_account, ', '), s.health_reason"
-                " FROM sync.workspace_state s JOIN public.google_connections c USING (tenant_id, workspace_id)"
-                " WHERE s.health = 'needs_human' GROUP BY s.tenant_id, s.workspace_id ORDER BY 4 DESC, 3"
-            )
-        ]
-
-
-IN_PLAIN_WORDS = {
-    "reauth_required": "Google refuses the grant. Somebody has to connect the account again in the SaaS.",
-    "breaker_open": "Google invalidates every sync token of a calendar. It is read in full four times a day until"
-    " somebody looks at it; its events stay complete.",
-}
-
-
-def _print(console: Console, summary: Summary, patients: Sequence[Patient], answer: Sequence[dict[str, int]]) -> None:
-    numbers = Table("what happened", "", title="The main job, end to end", title_justify="left")
-    numbers.columns[1].justify = "right"
-    numbers.add_row("thresholds crossed", f"{summary.thresholds_fired}")
-    numbers.add_row("capabilities switched on by them", f"{summary.capabilities_active}")
-    numbers.add_row("API calls of a tick, before and after", f"{summary.api_calls_before}, {summary.api_calls_after}")
-    numbers.add_row("workspaces synced", f"{summary.workspaces}")
-    numbers.add_row("their calendars", f"{summary.calendars}")
-    numbers.add_row("events in Postgres", f"{summary.events_synced:,}")
-    numbers.add_row("unreadable events set aside", f"{summary.events_quarantined}")
-    numbers.add_row("requests to Google", f"{summary.api_calls:,}")
-    numbers.add_row(
-        "edited calendars equal to Google", f"{summary.calendars_equal_to_google}/{summary.calendars_edited}"
-    )
-    numbers.add_row("partitions of audit_logs, converted online", f"{summary.partitions}")
-    numbers.add_row(
-        "rows written meanwhile, and failed",
-        f"{summary.rows_written_during_conversion:,}, {summary.writes_failed_during_conversion}",
-    )
-    numbers.add_row("months archived", f"{summary.months_archived}")
-    numbers.add_row("rows of these months in Postgres", f"{summary.postgres_rows:,}")
-    numbers.add_row("rows archived", f"{summary.rows_archived:,}")
-    numbers.add_row("rows read back and verified", f"{summary.rows_verified:,}")
-    numbers.add_row("signed links of the chain, verified", f"{summary.chain_links_verified}")
-    numbers.add_row("rows the query saw", f"{summary.query_rows:,}")
-    numbers.add_row("Parquet on S3", f"{summary.parquet_bytes / 1e6:,.1f} MB")
-    numbers.add_row("Dagster runs", f"{summary.dagster_runs}, {summary.dagster_runs_failed} red")
-    numbers.add_row("duration", f"{summary.duration_s:.0f} s")
-    console.print(numbers)
-    actions = Table("action", "rows", "tenants", title="Most frequent actions in the archive", title_justify="left")
-    for row in answer[:5]:
-        actions.add_row(str(row["action"]), f"{row['rows']:,}", f"{row['tenants']}")
-    console.print(actions)
-    count = "1 workspace needs" if len(patients) == 1 else f"{len(patients)} workspaces need"
-    console.print(f"[bold]{count} a human[/bold], all others went on without noticing:")
-    for patient in patients:
-        words = " ".join(IN_PLAIN_WORDS.get(reason, reason) for reason in patient.reason.split(", "))
-        console.print(f"  {patient.accounts}: {words}", soft_wrap=True)
-
-
-def check(summary: Summary, patients: Sequence[Patient], months: Sequence[str]) -> None:
-    """Hold the numbers against each other: a demo that prints nonsense must not exit 0.
-
-    Args:
-        summary: the numbers.
-        patients: the workspaces that need a human.
-        months: partition keys of the closed months.
-
-    Raises:
-        UserError: they do not agree.
-    """
-    rows = {summary.postgres_rows, summary.rows_archived, summary.rows_verified, summary.query_rows}
-    if len(rows) != 1:
-        raise UserError(
-            f"Postgres, the archive, its verification and the query disagree about the rows: {sorted(rows)}."
-        )
-    if summary.months_archived != len(months):
-        raise UserError(f"{summary.months_archived} of {len(months)} months are archived.")
-    if summary.chain_links_verified != len(months):
-        raise UserError(f"{summary.chain_links_verified} links vouch for {len(months)} months.")
-    if summary.writes_failed_during_conversion or not summary.rows_written_during_conversion:
-        raise UserError(
-            f"{summary.writes_failed_during_conversion} of the SaaS's writes failed while the table was converted, "
-            f"{summary.rows_written_during_conversion} did not."
-        )
-    if summary.calendars_equal_to_google != summary.calendars_edited:
-        raise UserError("An edited calendar in Postgres differs from Google.")
-    if summary.thresholds_fired < len(SENSORS) or summary.capabilities_active != 2:
-        raise UserError(
-            f"{summary.thresholds_fired} thresholds fired and {summary.capabilities_active} capabilities are on."
-        )
-    if summary.api_calls_after >= summary.api_calls_before:
-        raise UserError(
-            f"Incremental sync took {summary.api_calls_after} calls, complete reads {summary.api_calls_before}."
-        )
-    if not patients:
-        raise UserError("The revoked grant went unnoticed.")
-
-
-def _number(connection: "psycopg.Connection[tuple[int, ...]]", query: str) -> int:
-    row = connection.execute(query.encode()).fetchone()
-    return int(row[0]) if row else 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -643,7 +430,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = run(DIRECTORY, console)
     report = DIRECTORY / "summary.json"
     report.write_text(json.dumps(asdict(summary), indent=2) + "\n")
-    console.print(f"The numbers are in {report.relative_to(CHECKOUT)}. To look around in the UI: make up")
+    console.print(
+        f"The numbers are in {report.relative_to(CHECKOUT)}, one page for a browser is"
+        f" {(DIRECTORY / REPORT).relative_to(CHECKOUT)}. To look around in the UI: make up",
+        soft_wrap=True,
+    )
     return 0
 
 

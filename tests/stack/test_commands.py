@@ -14,8 +14,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from devstack import demo, up
-from devstack.demo import Patient, Summary
+from devstack import demo, demo_summary, up
+from devstack.demo_summary import Patient, Summary
 from devstack.processes import CHECKOUT, processes_of, wait_until
 from scaling.errors import UserError
 
@@ -50,7 +50,7 @@ MONTHS = ["2026-01-01", "2026-02-01"]
 
 
 def test_consistent_numbers_pass() -> None:
-    demo.check(SUMMARY, PATIENTS, MONTHS)
+    demo_summary.check(SUMMARY, PATIENTS, MONTHS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_consistent_numbers_pass() -> None:
 )
 def test_a_demo_whose_numbers_do_not_agree_fails(summary: Summary, patients: list[Patient], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        demo.check(summary, patients, MONTHS)
+        demo_summary.check(summary, patients, MONTHS)
 
 
 def test_a_taken_port_is_named_when_it_was_asked_for() -> None:
@@ -97,6 +97,7 @@ def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
     assert summary.api_calls_after < 0.3 * summary.api_calls_before  # the plan expects 70 to 90 % fewer
     assert summary.postgres_rows == summary.rows_archived == summary.rows_verified == summary.query_rows > 400_000
     assert "1 workspace needs a human" in said.getvalue()
+    assert "13 / 13" in (tmp_path / demo.REPORT).read_text()
     assert processes_of(tmp_path) == []
     secrets = json.loads((tmp_path / "secrets.json").read_text()).values()
     logs = "".join(log.read_text(errors="replace") for log in tmp_path.rglob("log/*"))
@@ -114,6 +115,8 @@ def test_up_serves_until_ctrl_c_and_leaves_no_process(tmp_path: Path) -> None:
         wait_until(lambda: "Everything runs" in said.read_text(), timeout_seconds=300, what="everything runs")
         [url] = re.findall(r"http://127\.0\.0\.1:30\d\d", said.read_text())
         assert httpx.get(f"{url}/server_info").json()["dagster_webserver_version"]
+        [page] = re.findall(r"Report +(http://127\.0\.0\.1:\d+/)", said.read_text())
+        assert "Tenant calendars and audit logs" in httpx.get(page, timeout=60).text
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert "Stopped." in said.read_text()
