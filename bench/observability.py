@@ -147,7 +147,7 @@ def beside() -> Iterator[str]:
 
 def arrived(address: str) -> int:
     """How many spans a collector got."""
-    page = httpx.get(address, timeout=60, trust_env=False).raise_for_status().text
+    page = httpx.get(f"{address}/counts", timeout=60, trust_env=False).raise_for_status().text
     return sum(int(line.split()[0].replace(",", "")) for line in page.splitlines())
 
 

@@ -1,15 +1,17 @@
 """A collector of traces on 127.0.0.1: takes spans over OTLP/HTTP and keeps them; `python -m devstack.otlp` runs one.
 
-Belongs here: the server, its faults, the spans as a tree. Does not: who sends them. It stands in for a collector in
-tests and benches, where what arrived over the wire counts, not what a run meant to send. Opened in a browser, it shows
-how many spans of each kind came, by where they hang.
+Belongs here: the server, its faults, the spans as a tree. Does not: who sends them, or how a trace looks
+(`devstack.trace_page`). It stands in for a collector in tests and benches, where what arrived over the wire counts, not
+what a run meant to send. In a browser it lists the traces, `/trace/ID` is one of them, and `/counts` says how many
+spans of each kind came, by where they hang.
 """
 
+import argparse
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +20,14 @@ from typing import Literal
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from devstack import trace_page
+
+TRACE = "/trace/"
 Mood = Literal["well", "hangs", "refuses", "flaps"]
 """`flaps`: takes every other request."""
 HANGS_SECONDS = 60.0
+KEPT_BODIES = 1000
+"""Of a collector that runs for long; each has up to 512 spans, 0.1 MB."""
 ERROR = 2
 """STATUS_CODE_ERROR of the protocol."""
 
@@ -41,6 +48,8 @@ class ReceivedSpan:
     events: tuple[str, ...]
     seconds: float
     service: str
+    began: float
+    """Seconds since 1970."""
 
 
 @dataclass(slots=True)
@@ -57,7 +66,7 @@ class Collector:
     endpoint: str
     mood: Mood = "well"
     requests: int = 0
-    bodies: list[bytes] = field(default_factory=list, repr=False)
+    bodies: deque[bytes] = field(default_factory=lambda: deque(maxlen=KEPT_BODIES), repr=False)
     released: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def spans(self) -> list[ReceivedSpan]:
@@ -87,11 +96,12 @@ class Collector:
 
 
 @contextmanager
-def collector(mood: Mood = "well") -> Iterator[Collector]:
+def collector(mood: Mood = "well", *, port: int = 0) -> Iterator[Collector]:
     """Run a collector for a block.
 
     Args:
         mood: how it answers at first.
+        port: on 127.0.0.1; 0 picks one.
     """
     made = Collector("")
 
@@ -112,18 +122,25 @@ def collector(mood: Mood = "well") -> Iterator[Collector]:
             self.end_headers()
 
         def do_GET(self) -> None:
-            counted = sorted(Counter(made.paths()).items())
-            page = "".join(f"{count:>7,}  {path}\n" for path, count in counted).encode()
+            kind, page = "text/html", ""
+            if self.path == "/counts":
+                counted = sorted(Counter(made.paths()).items())
+                kind, page = "text/plain", "".join(f"{count:>7,}  {path}\n" for path, count in counted)
+            elif self.path.startswith(TRACE):
+                page = trace_page.trace(self.path.removeprefix(TRACE), made.spans())
+            else:
+                page = trace_page.index(made.spans())
+            body = page.encode()
             self.send_response(200)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(page)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # its name in the base class
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     made.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     made.mood = mood
@@ -167,6 +184,7 @@ def _spans(body: bytes) -> Iterator[ReceivedSpan]:
                     events=tuple(event.name for event in span.events),
                     seconds=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
                     service=str(of_resource.get("service.name", "")),
+                    began=span.start_time_unix_nano / 1e9,
                 )
 
 
@@ -178,9 +196,17 @@ def _value(value: AnyValue) -> Value:
     return found
 
 
-def main() -> None:
-    """Run a collector until it is interrupted."""
-    with collector() as running:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a collector until it is interrupted.
+
+    Args:
+        arguments: without the program's name; None takes them from the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m devstack.otlp", description="Takes traces, and shows them in a browser at the printed address."
+    )
+    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; by default a free one")
+    with collector(port=parser.parse_args(arguments).port) as running:
         sys.stdout.write(f"{running.endpoint}\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):

@@ -28,7 +28,7 @@ from archive_pipeline.signing import new_key
 from devstack import history, saas, servers
 from devstack.dagster_ui import DagsterUi
 from devstack.google_calendar import Simulator
-from devstack.processes import CHECKOUT, Supervisor, free_port
+from devstack.processes import CHECKOUT, Supervisor, free_port, free_ports
 from devstack.saas import seed
 from devstack.servers import Bucket, Database
 from scaling import migrate
@@ -82,7 +82,7 @@ def running(
         audit_rows: rows of `audit_logs` when they are seeded.
         past: also write what a SaaS has behind it that is about to outgrow its thresholds.
         push: also start the receiver of push notifications, and let the sync open channels to it.
-        watched: also serve the figures for Prometheus, and the page of all figures.
+        watched: also serve the figures for Prometheus, the page of all figures, and the traces of runs.
         settings: further environment variables of the pipelines, over the stack's own.
 
     Yields:
@@ -185,12 +185,12 @@ def start_webhook(supervisor: Supervisor, database: Database) -> dict[str, str]:
         **database.environment(),
         **environment,
     }
-    _start_server(supervisor, "webhook", "sync_pipeline.webhook", needed, f"{address}/healthz")
+    _start_server(supervisor, "webhook", _module("sync_pipeline.webhook"), needed, f"{address}/healthz")
     return environment
 
 
 def start_watchers(supervisor: Supervisor, environment: Mapping[str, str]) -> dict[str, str]:
-    """Start what shows how the pipelines are: the exporter and the server of the page.
+    """Start what shows how the pipelines are: the exporter, the server of the page, a collector that shows traces.
 
     Args:
         supervisor: owns the processes.
@@ -202,19 +202,34 @@ def start_watchers(supervisor: Supervisor, environment: Mapping[str, str]) -> di
     Raises:
         ProcessFailedError: one did not start.
     """
-    exporter, page = free_port(), free_port()
+    exporter, page, traces = free_ports(("exporter", "page", "traces")).values()
     told = {
         "EXPORTER_PORT": str(exporter),
         "REPORT_PORT": str(page),
         "SCALING_REPORT_URL": f"http://127.0.0.1:{page}/",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{traces}",
+        "TRACE_UI_URL": f"http://127.0.0.1:{traces}/trace/{{trace_id}}",
     }
     needed = {**environment, **told}
-    _start_server(supervisor, "exporter", "scaling.exporter", needed, f"http://127.0.0.1:{exporter}/metrics")
-    _start_server(supervisor, "report", "scaling.report_server", needed, f"http://127.0.0.1:{page}/healthz")
+    _start_server(
+        supervisor,
+        "traces",
+        [*_module("devstack.otlp"), "--port", str(traces)],
+        environment,
+        f"http://127.0.0.1:{traces}/counts",
+    )
+    _start_server(supervisor, "exporter", _module("scaling.exporter"), needed, f"http://127.0.0.1:{exporter}/metrics")
+    _start_server(supervisor, "report", _module("scaling.report_server"), needed, f"http://127.0.0.1:{page}/healthz")
     return told
 
 
-def _start_server(supervisor: Supervisor, name: str, module: str, environment: Mapping[str, str], healthy: str) -> None:
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-m", name]
+
+
+def _start_server(
+    supervisor: Supervisor, name: str, command: Sequence[str], environment: Mapping[str, str], healthy: str
+) -> None:
     """Start a server of ours, and wait until it answers at that address."""
 
     def is_healthy() -> bool:
@@ -225,7 +240,7 @@ def _start_server(supervisor: Supervisor, name: str, module: str, environment: M
 
     supervisor.start(
         name,
-        [sys.executable, "-m", module],
+        command,
         environment=environment,
         working_directory=CHECKOUT,
         ready=is_healthy,

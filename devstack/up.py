@@ -53,6 +53,8 @@ def greeting(running: Stack, url: str) -> Panel:
     places.add_row("Dagster", url)
     if page := running.environment.get("SCALING_REPORT_URL"):
         places.add_row("Report", f"{page} (is anything wrong? one page)")
+    if traces := running.environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        places.add_row("Traces", f"{traces} (of runs; each run's page links its own)")
     if port := running.environment.get("EXPORTER_PORT"):
         places.add_row("Metrics", f"http://127.0.0.1:{port}/metrics (for Prometheus)")
     places.add_row("Postgres", f"127.0.0.1:{running.servers.postgres.port}, database {running.database.name}")
