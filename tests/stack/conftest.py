@@ -1,4 +1,4 @@
-"""One running stack for all tests of this directory: real webserver, real daemon, schedules and sensors on.
+"""One running stack for all tests of a module: real webserver, real daemon, schedules and sensors on.
 
 A backfill is asked for before the daemon starts, which looks for backfills then and every 30 seconds; so the tests
 wait for it together instead of one after another.
@@ -38,7 +38,7 @@ class Instance:
     traces: Collector
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not of the session: the daemon would launch a tick a minute beside all other tests
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """Everything, with three Google accounts and 4,000 audit logs."""
     directory = tmp_path_factory.mktemp("stack")
