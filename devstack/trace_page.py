@@ -103,8 +103,14 @@ def index(spans: Sequence["ReceivedSpan"]) -> str:
         spans: all that came.
     """
     counts: dict[str, int] = defaultdict(int)
+    steps: dict[str, list[str]] = defaultdict(list)
     for span in spans:
         counts[span.trace_id] += 1
+        if step := span.attributes.get("dagster.step_key"):
+            steps[span.trace_id].append(str(step))
     roots = sorted((span for span in spans if not span.parent_id), key=lambda span: -span.began)
-    listed = [(root, counts[root.trace_id], datetime.fromtimestamp(root.began, UTC)) for root in roots]
+    listed = [
+        (root, ", ".join(steps[root.trace_id]), counts[root.trace_id], datetime.fromtimestamp(root.began, UTC))
+        for root in roots
+    ]
     return TEMPLATES.get_template("trace_page.html.j2").render(trace_id="", roots=[], count=len(spans), listed=listed)

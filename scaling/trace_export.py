@@ -17,7 +17,7 @@ import contextvars
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,10 @@ TOLD = frozenset(
     }
 )
 """Attributes that leave this process, and all that begin with `count.`; others are dropped, whoever set them."""
+
+ANSWERS = (404, 412, 501)
+"""Of S3, to the questions whether an object or a protection is there (501: no such protection in this S3), and to a PUT
+that is to be the first."""
 
 _chosen: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar("chosen ids", default=None)
 
@@ -243,8 +247,9 @@ def _told(span: ReadableSpan) -> ReadableSpan:
     if not span.events and not span.status.description and all(map(_may_be_told, attributes)):
         return span
     kept = {name: value for name, value in attributes.items() if _may_be_told(name)}
+    is_error = span.status.status_code is StatusCode.ERROR and not _is_an_answer(kept)
     for event in span.events:
-        if event.name == "exception" and "error.type" not in kept and event.attributes:
+        if is_error and event.name == "exception" and "error.type" not in kept and event.attributes:
             kept["error.type"] = event.attributes.get("exception.type", "unknown")
     return ReadableSpan(
         name=span.name,
@@ -253,11 +258,16 @@ def _told(span: ReadableSpan) -> ReadableSpan:
         resource=span.resource,
         attributes=kept,
         kind=span.kind,
-        status=Status(StatusCode.ERROR) if span.status.status_code is StatusCode.ERROR else Status(),
+        status=Status(StatusCode.ERROR) if is_error else Status(),
         start_time=span.start_time,
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _is_an_answer(attributes: Mapping[str, object]) -> bool:
+    """Whether AWS only said that something is not there, or there already; whoever needed it has the error."""
+    return attributes.get("rpc.system") == "aws-api" and attributes.get("http.status_code") in ANSWERS
 
 
 def _may_be_told(name: str) -> bool:

@@ -50,6 +50,9 @@ def test_a_month_is_one_tree_of_run_step_month_and_the_steps_of_its_publication(
     assert shape[f"{ABOVE} > upload > INSERT archive.uploads"] >= 1
     assert shape[f"{ABOVE} > verify > S3.GetObject"] >= 1
     assert shape[f"{ABOVE} > publish > S3.PutObject"] >= 1
+    # S3 was asked for protections and objects that are not there, which is an answer.
+    assert {span.attributes.get("http.status_code") for span in traces.spans()} >= {404}
+    assert {span.name: span.attributes for span in traces.spans() if span.is_error} == {}
 
 
 def test_a_months_span_has_its_partition_key_outcome_and_counts(
