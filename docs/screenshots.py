@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 from devstack.browser import chromium
 from devstack.dagster_ui import DagsterUi
 from devstack.processes import VAR
+from scaling import tracing
 from scaling.errors import UserError, run_command
 
 IMAGES = Path(__file__).parent / "images"
@@ -82,8 +83,11 @@ def take(page: Page, url: str, path: str, target: Path) -> None:
     page.screenshot(path=target)
 
 
-def report_address() -> str:
-    """Find where the running stack serves the page of all figures.
+def served(setting: str) -> str:
+    """Find where the running stack serves something beside the UI.
+
+    Args:
+        setting: that says so.
 
     Raises:
         UserError: no stack of this checkout runs.
@@ -92,9 +96,28 @@ def report_address() -> str:
     lines = environment.read_text().splitlines() if environment.exists() else []
     for line in lines:
         name, _, value = line.partition("=")
-        if name == "SCALING_REPORT_URL":
+        if name == setting:
             return shlex.split(value)[0]
-    raise UserError("the page of all figures is not served; start: make up")
+    raise UserError(f"{setting} is nowhere in {environment}; start: make up")
+
+
+def take_trace(page: Page, ui: DagsterUi, into: Path) -> None:
+    """Save the trace of a tick that had work.
+
+    Args:
+        page: of the browser.
+        ui: of the running Dagster.
+        into: directory of the pictures.
+    """
+    ticks = [run.id for run in ui.runs() if run.job == "calendar_sync" and run.status in ("SUCCESS", "FAILURE")]
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(served("TRACE_UI_URL").replace("{trace_id}", tracing.trace_id_of(ticks[-1])))
+    page.locator("summary", has_text="workspace").first.click()
+    page.locator("summary", has_text="calendar").nth(1).click()
+    page.locator("summary", has_text="workspace").first.scroll_into_view_if_needed()
+    page.mouse.wheel(0, 500)
+    page.wait_for_timeout(500)
+    page.screenshot(path=into / "trace.png")
 
 
 def take_report(browser: Browser, address: str, into: Path) -> None:
@@ -130,7 +153,8 @@ def main() -> int:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         for name, path in pages(ui).items():
             take(page, arguments.url, path, arguments.into / f"{name}.png")
-        take_report(browser, report_address(), arguments.into)
+        take_trace(page, ui, arguments.into)
+        take_report(browser, served("SCALING_REPORT_URL"), arguments.into)
     return 0
 
 
