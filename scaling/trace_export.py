@@ -15,15 +15,15 @@ Of it is the idea to derive the trace's id from the run's.
 
 import contextvars
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.instrumentation.botocore import BotocoreInstrumentor
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.environment_variables import (
     OTEL_BSP_MAX_QUEUE_SIZE,
@@ -37,6 +37,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Status, StatusCode, Tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.instrumentation.botocore import BotocoreInstrumentor
 
 EXPORT_SECONDS = 2.0
 SILENCE_SECONDS = 10.0
@@ -105,9 +108,7 @@ class Export:
         )
         self._provider.add_span_processor(self._processor)
         self.tracer: Tracer = self._provider.get_tracer("pipelines")
-        # No propagator: what is asked of AWS stays as it is.
-        self._botocore = BotocoreInstrumentor()  # type: ignore[no-untyped-call]  # typed in parts
-        self._botocore.instrument(tracer_provider=self._provider, propagator=CompositePropagator([]))
+        self._botocore = _botocore(self._provider)
 
     @property
     def is_silent(self) -> bool:
@@ -131,7 +132,8 @@ class Export:
     def close(self) -> None:
         """End the sending; what cannot be sent soon is lost."""
         self.flush()
-        self._botocore.uninstrument()
+        if self._botocore is not None:
+            self._botocore.uninstrument()
         self._sender.close()
         self._waited_for(self._processor.shutdown)
 
@@ -142,6 +144,18 @@ class Export:
         until = time.monotonic() + (FLUSH_DEAD_SECONDS if self._sender.is_dead else FLUSH_SECONDS)
         while thread.is_alive() and not self._sender.is_silent and time.monotonic() < until:
             thread.join(FLUSH_LOOK_SECONDS)
+
+
+def _botocore(provider: TracerProvider) -> "BotocoreInstrumentor | None":
+    """Make spans of what is asked of AWS, in a process that can ask: botocore takes 0.07 s to import."""
+    if "botocore" not in sys.modules:
+        return None
+    from opentelemetry.instrumentation.botocore import BotocoreInstrumentor
+
+    made = BotocoreInstrumentor()  # type: ignore[no-untyped-call]  # typed in parts
+    # No propagator: what is asked of AWS stays as it is.
+    made.instrument(tracer_provider=provider, propagator=CompositePropagator([]))
+    return made
 
 
 class _HashedOnce(Resource):
