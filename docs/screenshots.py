@@ -110,13 +110,8 @@ def take_trace(page: Page, ui: DagsterUi, into: Path) -> None:
         into: directory of the pictures.
     """
     ticks = [run.id for run in ui.runs() if run.job == "calendar_sync" and run.status in ("SUCCESS", "FAILURE")]
-    page.set_viewport_size({"width": 1440, "height": 900})
+    page.set_viewport_size({"width": 1440, "height": 1080})
     page.goto(served("TRACE_UI_URL").replace("{trace_id}", tracing.trace_id_of(ticks[-1])))
-    page.locator("summary", has_text="workspace").first.click()
-    page.locator("summary", has_text="calendar").nth(1).click()
-    page.locator("summary", has_text="workspace").first.scroll_into_view_if_needed()
-    page.mouse.wheel(0, 500)
-    page.wait_for_timeout(500)
     page.screenshot(path=into / "trace.png")
 
 
