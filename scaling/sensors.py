@@ -6,7 +6,7 @@ https://docs.dagster.io/guides/automate/run-status-sensors
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -79,23 +79,25 @@ def failure_sensor(
         "once an hour; without a channel it writes it to the daemon's log.",
     )
     def sensor(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
-        message = failed_run(location, context, runbook)
-        end_killed(location, context)
-        with failing_with_a_sentence():
-            alerts, set_up = load(AlertSettings), load(AutomationSettings)
-        wanted = {*notifications.FOR_EPISODES, *also}
-        channels = {each: sender for each, sender in senders(alerts, set_up).items() if each in wanted}
-        if not channels:
-            logger.error(
-                "%s: %s", message.title, message.text, extra=event(Event.ALERT_NOT_SENT, subject=message.subject)
-            )
-            return dg.SkipReason(f"{UNSET}; the failure is in the daemon's log")
-        failed = _tell(message, channels)
-        if failed:
-            return dg.SkipReason(f"tried again by scaling_notifications_sensor: {', '.join(failed)}")
-        return None
+        skipped = _alert(failed_run(location, context, runbook), {*notifications.FOR_EPISODES, *also})
+        end_killed(location, context)  # last: whatever is wrong with a trace costs no alert
+        return skipped
 
     return sensor
+
+
+def _alert(message: Message, wanted: Set[Channel]) -> dg.SkipReason | None:
+    """Tell people by the channels that are set up; why not, if it could not be."""
+    with failing_with_a_sentence():
+        alerts, set_up = load(AlertSettings), load(AutomationSettings)
+    channels = {each: sender for each, sender in senders(alerts, set_up).items() if each in wanted}
+    if not channels:
+        logger.error("%s: %s", message.title, message.text, extra=event(Event.ALERT_NOT_SENT, subject=message.subject))
+        return dg.SkipReason(f"{UNSET}; the failure is in the daemon's log")
+    failed = _tell(message, channels)
+    if failed:
+        return dg.SkipReason(f"tried again by scaling_notifications_sensor: {', '.join(failed)}")
+    return None
 
 
 def failed_run(location: str, context: dg.RunFailureSensorContext, runbook: str) -> Message:
